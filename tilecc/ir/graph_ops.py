@@ -1,0 +1,245 @@
+"""The ops of a Graph: what each reads, its attributes and the shapes it makes; `tilecc ops` prints them.
+
+An op's `infer` function gets the operand shapes (in the order of `operands`) and the attributes, and returns
+the result shapes. It raises `ShapeError` with one line of text when they do not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tilecc.ir.graph import Shape
+
+Kind = Literal["value", "param", "state"]
+
+
+class ShapeError(Exception):
+    """Operand shapes or attributes do not fit the op. The text becomes part of a diagnostic."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An input of an op: where it may come from, and its dtype. Only the last may be optional."""
+
+    name: str
+    kind: Kind = "value"
+    dtype: str = "f32"
+    optional: bool = False
+
+
+Infer = Callable[[Sequence[Shape], dict[str, Any]], list[Shape]]
+
+
+@dataclass(frozen=True)
+class OpInfo:
+    """One row of the op table. `torch` is how a model file writes it; `results` are (name, dtype) pairs."""
+
+    doc: str
+    torch: str
+    operands: tuple[Operand, ...]
+    infer: Infer
+    results: tuple[tuple[str, str], ...] = (("x", "f32"),)
+    attrs: dict[str, type] = field(default_factory=dict)
+
+
+def _need(condition: bool, message: str) -> None:
+    if not condition:
+        raise ShapeError(message)
+
+
+def _rank(shape: Shape, rank: int, what: str) -> Shape:
+    _need(len(shape) == rank, f"{what} must have {rank} dimensions, has {_text(shape)}")
+    return shape
+
+
+def _text(shape: Shape) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _same(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
+    """Elementwise: all operands have one shape, no broadcasting."""
+    for other in shapes[1:]:
+        _need(other == shapes[0], f"operands {_text(shapes[0])} and {_text(other)} differ in shape")
+    return [shapes[0]]
+
+
+def _embedding(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
+    (rows,), (_, width) = _rank(shapes[0], 1, "tokens"), _rank(shapes[1], 2, "weight")
+    return [(rows, width)]
+
+
+def _rms_norm(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
+    x, weight = _rank(shapes[0], 2, "x"), _rank(shapes[1], 1, "weight")
+    _need(x[1] == weight[0], f"x {_text(x)} does not fit the weight {_text(weight)}")
+    _need(attrs["eps"] > 0, f"eps must be positive, is {attrs['eps']}")
+    return [x]
+
+
+def _linear(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
+    x, weight = _rank(shapes[0], 2, "x"), _rank(shapes[1], 2, "weight")
+    _need(x[1] == weight[1], f"x {_text(x)} does not fit the weight {_text(weight)}")
+    return [(x[0], weight[0])]
+
+
+def _split_qkv(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
+    z = _rank(shapes[0], 2, "z")
+    chunks, heads, kv_heads = attrs["chunks"], attrs["heads"], attrs["kv_heads"]
+    dim, v_dim = attrs["head_dim"], attrs["v_head_dim"]
+    _need(min(chunks, heads, kv_heads, dim, v_dim) > 0, "chunks, heads and head sizes must be positive")
+    _need(heads % chunks == 0, f"{heads} heads do not divide into {chunks} chunks")
+    _need(kv_heads % chunks == 0, f"{kv_heads} KV heads do not divide into {chunks} chunks")
+    rows = heads * dim + kv_heads * (dim + v_dim)
+    _need(z[1] == rows, f"z {_text(z)} must have {rows} columns: {heads} Q, {kv_heads} K and V heads")
+    return [(z[0], heads, dim), (z[0], kv_heads, dim), (z[0], kv_heads, v_dim)]
+
+
+def _rope(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
+    x, positions = _rank(shapes[0], 3, "x"), _rank(shapes[1], 1, "positions")
+    rotary = attrs["rotary_dim"]
+    _need(x[0] == positions[0], f"x {_text(x)} and positions {_text(positions)} differ in rows")
+    fits = rotary > 0 and rotary % 2 == 0 and isinstance(x[2], int) and rotary <= x[2]
+    _need(fits, f"rotary_dim must be even and within the head size {x[2]}, is {rotary}")
+    _need(attrs["theta"] > 0, f"theta must be positive, is {attrs['theta']}")
+    return [x]
+
+
+def _attend(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
+    q, k, v = (_rank(shape, 3, name) for shape, name in zip(shapes, "qkv", strict=False))
+    k_cache, v_cache = (_rank(shape, 4, name) for shape, name in zip(shapes[3:5], ("k", "v"), strict=True))
+    heads, dim, kv_heads = q[1], q[2], k[1]
+    _need(isinstance(heads, int) and isinstance(kv_heads, int), "the numbers of heads must be constants")
+    assert isinstance(heads, int) and isinstance(kv_heads, int)
+    _need(heads % kv_heads == 0, f"{heads} query heads do not divide into {kv_heads} KV heads")
+    _need(k[2] == dim, f"q has head size {dim}, k has {k[2]}")
+    _need(v[:2] == k[:2], f"k {_text(k)} and v {_text(v)} differ in rows or heads")
+    _need(k_cache[2:] == k[1:], f"k {_text(k)} does not fit its cache {_text(k_cache)}")
+    _need(v_cache[2:] == v[1:], f"v {_text(v)} does not fit its cache {_text(v_cache)}")
+    for rows in (k[:1], shapes[5], shapes[6]):
+        _need(rows == q[:1], f"q has {q[0]} rows, another operand has {_text(rows)}")
+    if len(shapes) > 7:
+        _need(shapes[7] == (heads,), f"sink {_text(shapes[7])} must have one entry per query head ({heads})")
+    _need(attrs["window_keys"] >= 0, f"window_keys must be 0 (global) or more, is {attrs['window_keys']}")
+    assert isinstance(v[2], int)
+    return [(q[0], heads * v[2])]
+
+
+def _route(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
+    logits, bias = _rank(shapes[0], 2, "logits"), _rank(shapes[1], 1, "bias")
+    _need(logits[1] == bias[0], f"logits {_text(logits)} do not fit the bias {_text(bias)}")
+    k, experts = attrs["k"], logits[1]
+    _need(isinstance(experts, int) and 0 < k <= experts, f"k must be 1 to {experts} experts, is {k}")
+    return [(logits[0], k), (logits[0], k)]
+
+
+def _experts(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
+    y, ids, weights = (_rank(s, 2, n) for s, n in zip(shapes, ("y", "ids", "weights"), strict=False))
+    gate, up, down = (_rank(s, 3, n) for s, n in zip(shapes[3:], ("gate", "up", "down"), strict=True))
+    _need(ids == weights, f"ids {_text(ids)} and weights {_text(weights)} differ in shape")
+    _need(ids[0] == y[0], f"y {_text(y)} and ids {_text(ids)} differ in rows")
+    _need(gate == up, f"gate {_text(gate)} and up {_text(up)} differ in shape")
+    _need(gate[2] == y[1], f"y {_text(y)} does not fit the gate {_text(gate)}")
+    want = (gate[0], gate[2], gate[1])
+    _need(down == want, f"down {_text(down)} must be {_text(want)} to fit the gate {_text(gate)}")
+    return [y]
+
+
+def _argmax(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
+    return [_rank(shapes[0], 2, "logits")[:1]]
+
+
+_X = Operand("x")
+_POSITIONS = Operand("positions", dtype="i64")
+
+GRAPH_OPS: dict[str, OpInfo] = {
+    "embedding": OpInfo(
+        "row of the embedding table of each token",
+        "F.embedding(tokens, weight)",
+        (Operand("tokens", dtype="i64"), Operand("weight", "param")),
+        _embedding,
+    ),
+    "round": OpInfo("value rounded to bf16, held in float32", "torch.ops.tilecc.round(x)", (_X,), _same),
+    "rms_norm": OpInfo(
+        "x * rsqrt(mean(x^2) + eps) * weight over the last dimension, in float32",
+        "torch.ops.tilecc.rms_norm(x, weight, eps)",
+        (_X, Operand("weight", "param")),
+        _rms_norm,
+        attrs={"eps": float},
+    ),
+    "linear": OpInfo(
+        "x @ weight.T, no bias, float32 accumulation",
+        "F.linear(x, weight)",
+        (_X, Operand("weight", "param")),
+        _linear,
+    ),
+    "split_qkv": OpInfo(
+        "fused projection [T, rows] split into q [T, heads, dim], k and v; the rows are stored per chunk as"
+        " Q, K and V heads",
+        "torch.ops.tilecc.split_qkv(z, chunks, heads, kv_heads, head_dim, v_head_dim)",
+        (Operand("z"),),
+        _split_qkv,
+        (("q", "f32"), ("k", "f32"), ("v", "f32")),
+        {"chunks": int, "heads": int, "kv_heads": int, "head_dim": int, "v_head_dim": int},
+    ),
+    "rope": OpInfo(
+        "rotary embedding of the first rotary_dim entries of each head, NeoX pairs (j, j + rotary_dim/2)",
+        "torch.ops.tilecc.rope(x, positions, theta, rotary_dim)",
+        (_X, _POSITIONS),
+        _rope,
+        attrs={"theta": float, "rotary_dim": int},
+    ),
+    "scale": OpInfo("x * factor", "x * factor", (_X,), _same, attrs={"factor": float}),
+    "attend": OpInfo(
+        "writes k and v of all rows into the caches, then attention of each row over its sequence, causal,"
+        " within window_keys (0: global), with an optional sink logit per head",
+        "torch.ops.tilecc.attend(q, k, v, k_cache, v_cache, positions, seqs, sink, window_keys,"
+        " softmax_scale, layer)",
+        (
+            Operand("q"),
+            Operand("k"),
+            Operand("v"),
+            Operand("k_cache", "state"),
+            Operand("v_cache", "state"),
+            _POSITIONS,
+            Operand("seqs", dtype="i64"),
+            Operand("sink", "param", optional=True),
+        ),
+        _attend,
+        attrs={"window_keys": int, "softmax_scale": float, "layer": int},
+    ),
+    "add": OpInfo("x + y, equal shapes", "x + y", (_X, Operand("y")), _same),
+    "mul": OpInfo("x * y, equal shapes", "x * y", (_X, Operand("y")), _same),
+    "silu": OpInfo("x * sigmoid(x)", "F.silu(x)", (_X,), _same),
+    "route": OpInfo(
+        "top-k experts by sigmoid(logits) + bias (larger, then lower id); weights are the sigmoids,"
+        " normalised if norm_topk, times scaling",
+        "torch.ops.tilecc.route(logits, bias, k, norm_topk, scaling)",
+        (Operand("logits"), Operand("bias", "param")),
+        _route,
+        (("ids", "i64"), ("weights", "f32")),
+        {"k": int, "norm_topk": bool, "scaling": float},
+    ),
+    "experts": OpInfo(
+        "sum over the routed experts, ascending id, of weight * down(silu(gate y) * up y); round_hidden"
+        " rounds the hidden vector to bf16",
+        "torch.ops.tilecc.experts(y, ids, weights, gate, up, down, round_hidden)",
+        (
+            Operand("y"),
+            Operand("ids", dtype="i64"),
+            Operand("weights"),
+            Operand("gate", "param"),
+            Operand("up", "param"),
+            Operand("down", "param"),
+        ),
+        _experts,
+        attrs={"round_hidden": bool},
+    ),
+    "argmax": OpInfo(
+        "index of the largest entry of each row, the lowest of equals",
+        "torch.argmax(x, dim=-1)",
+        (Operand("logits"),),
+        _argmax,
+        (("index", "i64"),),
+    ),
+}
