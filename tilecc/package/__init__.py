@@ -1,0 +1,25 @@
+"""The package format: the contract between the compiler, the builders and the runtime."""
+
+from tilecc.package.manifest import (
+    ABI_VERSION,
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    EntryFormat,
+    EntryKind,
+    ImageEntry,
+    Manifest,
+    Region,
+    RowRule,
+)
+
+__all__ = [
+    "ABI_VERSION",
+    "FORMAT_VERSION",
+    "MANIFEST_NAME",
+    "EntryFormat",
+    "EntryKind",
+    "ImageEntry",
+    "Manifest",
+    "Region",
+    "RowRule",
+]
