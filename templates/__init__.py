@@ -1,0 +1,1 @@
+"""CUDA and C++ sources that the compiler assembles: device headers, kernel skeletons, host launcher."""

@@ -1,0 +1,112 @@
+"""TC04xx: prompt, context, device. TC05xx: toolchain. TC06xx: package and manifest."""
+
+from __future__ import annotations
+
+from tilecc.diag.entry import Entry
+
+ENTRIES: dict[str, Entry] = {
+    "TC0401": Entry(
+        title="prompt longer than the compiled context",
+        explanation="""
+The package was compiled for a largest context; its KV cache and its rope table have exactly that many
+positions. Prompt and new tokens together must fit.
+""",
+        wrong="tilecc run PACKAGE --prompt '<900 tokens>' --max-tokens 200     # compiled for 1024",
+        right="tilecc compile MODEL --target sm_90a --max-context 2048",
+    ),
+    "TC0402": Entry(
+        title="no usable device",
+        explanation="""
+`--device cuda` needs an NVIDIA driver and a GPU of the architecture that the package was built for. Without
+one, `--device emulator` runs the same kernel text on the CPU.
+""",
+        wrong="tilecc run PACKAGE --device cuda          # on a machine without a driver",
+        right="tilecc run PACKAGE --device emulator",
+        exit_code=5,
+    ),
+    "TC0403": Entry(
+        title="prompt is empty or has a token outside the vocabulary",
+        explanation="""
+A decode step needs at least one token, and every token id must be at least 0 and below the vocabulary size.
+""",
+        wrong="tilecc logits MODEL --checkpoint DIR --ids 1,999999 -o out.npy",
+        right="tilecc logits MODEL --checkpoint DIR --ids 1,17 -o out.npy",
+    ),
+    "TC0404": Entry(
+        title="kernel stopped without finishing",
+        explanation="""
+The emulator found a deadlock, or the watchdog of a wait on the GPU expired. The report names the CTA, the warp
+role, the op, the object waited for, and the expected and seen values. This is a bug of the schedule or of
+tilecc, not of the prompt; please report it with the package.
+""",
+        wrong="a schedule that waits for an arrival that never comes",
+        right="a schedule accepted by the checker",
+        exit_code=70,
+    ),
+    "TC0501": Entry(
+        title="nvcc not found",
+        explanation="""
+`--build` needs the CUDA compiler. It is looked for in TILECC_NVCC, on PATH, and in the Python package
+`nvidia-cuda-nvcc`. Everything but `--build` and `--device cuda` works without it.
+""",
+        wrong="tilecc compile MODEL --target sm_90a --build     # no nvcc on PATH",
+        right="TILECC_NVCC=/path/to/nvcc tilecc compile MODEL --target sm_90a --build",
+        exit_code=3,
+    ),
+    "TC0502": Entry(
+        title="nvcc failed",
+        explanation="""
+The CUDA compiler refused the emitted source. The diagnostic shows its first error; the log beside the package
+has all of them. Emitted text that does not compile is a bug of tilecc unless the file was edited.
+""",
+        wrong="an edited kernels/NAME.cu with a syntax error",
+        right="the emitted file, unchanged",
+        exit_code=3,
+    ),
+    "TC0503": Entry(
+        title="no C++ compiler",
+        explanation="""
+The emulator compiles the emitted kernel with g++ (C++20). It is looked for in TILECC_CXX, then CXX, then as
+`g++` on PATH.
+""",
+        wrong="TILECC_CXX=/nowhere/g++ tilecc run PACKAGE --device emulator",
+        right="tilecc run PACKAGE --device emulator      # with g++ 12 or newer on PATH",
+        exit_code=3,
+    ),
+    "TC0504": Entry(
+        title="C++ compiler failed",
+        explanation="""
+g++ refused the emitted source. The diagnostic shows its first error. Emitted text that does not compile is a
+bug of tilecc unless the file was edited.
+""",
+        wrong="an edited kernels/NAME.cu with a syntax error",
+        right="the emitted file, unchanged",
+        exit_code=3,
+    ),
+    "TC0601": Entry(
+        title="not a tilecc package",
+        explanation="""
+A package is the directory that `tilecc compile` writes; it contains `manifest.json`. The path does not exist or
+holds something else.
+""",
+        wrong="tilecc inspect README.md",
+        right="tilecc inspect build/mimo_tiny-sm_90a",
+    ),
+    "TC0602": Entry(
+        title="package of another format version",
+        explanation="""
+The manifest was written by a version of tilecc with another package format or kernel ABI. Compile the model
+again with the installed version.
+""",
+        wrong='{"format_version": 99}',
+        right="tilecc compile MODEL --target sm_90a",
+    ),
+    "TC0603": Entry(
+        title="damaged package",
+        explanation="""
+`manifest.json` is not valid, or a file that it names is missing or has another size. Compile the model again.
+""",
+        wrong="a package whose tables.bin was deleted",
+        right="tilecc compile MODEL --target sm_90a",
+    ),
+}

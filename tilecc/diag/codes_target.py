@@ -1,0 +1,37 @@
+"""TC07xx: target, schedule and command line."""
+
+from __future__ import annotations
+
+from tilecc.diag.entry import Entry
+
+ENTRIES: dict[str, Entry] = {
+    "TC0701": Entry(
+        title="unknown target",
+        explanation="""
+A target is a table of the limits and rates of one GPU architecture. `tilecc targets` lists those that exist.
+""",
+        wrong="tilecc compile MODEL --target sm_90",
+        right="tilecc compile MODEL --target sm_90a",
+        exit_code=2,
+    ),
+    "TC0702": Entry(
+        title="unknown diagnostic code",
+        explanation="""
+`tilecc explain` takes a code as it stands in an error message, such as TC0302. `tilecc explain --list` prints
+all of them.
+""",
+        wrong="tilecc explain TC9999",
+        right="tilecc explain TC0302",
+        exit_code=2,
+    ),
+    "TC0703": Entry(
+        title="command line value not usable",
+        explanation="""
+An option has a value of the wrong form: ids that are not integers, an output path that cannot be written, a
+count below one. The diagnostic names the option and what it takes.
+""",
+        wrong="tilecc logits MODEL --checkpoint DIR --ids 1;2 -o out.npy",
+        right="tilecc logits MODEL --checkpoint DIR --ids 1,2 -o out.npy",
+        exit_code=2,
+    ),
+}

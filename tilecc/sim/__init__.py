@@ -1,0 +1,1 @@
+"""Timing simulation of a Program (costs are modelled, not measured)."""
