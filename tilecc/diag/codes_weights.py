@@ -68,4 +68,13 @@ represented. The weight image takes MXFP4 scale bytes from 0 to 252.
         wrong="weight_scale byte 255 (NaN)",
         right="weight_scale bytes from 0 to 252",
     ),
+    "TC0308": Entry(
+        title="weight code is not a number",
+        explanation="""
+An FP8 matrix contains the code of NaN (0x7f or 0xff). One such weight turns every logit into NaN, so the
+weight image refuses it and names the tensor and the position.
+""",
+        wrong="qkv_proj.weight with byte 0x7f at [12, 40]",
+        right="qkv_proj.weight with finite E4M3 codes only",
+    ),
 }
