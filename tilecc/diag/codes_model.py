@@ -103,6 +103,23 @@ The file given with `--config`, or the checkpoint's `config.json`, does not exis
         wrong="tilecc compile models/mimo_v2.py --target sm_90a --config README.md",
         right="tilecc compile models/mimo_v2.py --target sm_90a --config config.json",
     ),
+    "TC0109": Entry(
+        title="decode step raises an exception",
+        explanation="""
+Tracing runs the module's `forward` (and `caches`, `checkpoint_spec`) once on meta tensors, which have shapes but no
+values. It raised an exception. The diagnostic points at the innermost line of the model; set TILECC_BACKTRACE=1 for
+the whole traceback.
+""",
+        wrong="""
+def forward(self, tokens, positions, seqs, *caches):
+    x = F.embedding(tokens, self.embed)
+    x = x + self.bias[:7]      # RuntimeError: sizes differ
+""",
+        right="""
+def forward(self, tokens, positions, seqs, *caches):
+    x = F.embedding(tokens, self.embed)
+""",
+    ),
     "TC0201": Entry(
         title="dimension does not fit the MMA tile",
         explanation="""
@@ -120,6 +137,16 @@ quantised matrix must be a multiple of what its format needs.
 """,
         wrong='{"moe_intermediate_size": 100}',
         right='{"moe_intermediate_size": 128}',
+    ),
+    "TC0203": Entry(
+        title="dtype that cannot be lowered",
+        explanation="""
+All compute of a decode step is float32, with values rounded to bf16 where the kernel rounds them
+(`torch.ops.tilecc.round`); token ids, positions and indices are int64. Parameters are held in float32, whatever
+their stored format. A value of another dtype was met.
+""",
+        wrong="x = F.embedding(tokens, self.embed.bfloat16())",
+        right="x = F.embedding(tokens, self.embed)",
     ),
     "TC0210": Entry(
         title="malformed IR text",
