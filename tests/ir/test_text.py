@@ -157,7 +157,7 @@ HEAD = "tilecc.tree 7\n"
         ("tilecc.tree\n", 1, "first line"),
         ("tilecc.other 7\nTree()", 1, "this is tilecc.other, expected tilecc.tree"),
         (HEAD, None, ""),
-        (HEAD + 'Tree(\n"t",\nbranches=[\n', 2, "never closed"),
+        (HEAD + 'Tree(\n"t",\nbranches=[\n', 4, "never closed"),
         (HEAD + 'Tree(\n  "t",\n  branches=[Twig("x")])', 4, "unknown node Twig"),
         (HEAD + 'Tree("t",\n  leaves=[])', 3, "no field 'leaves'"),
         (HEAD + 'Tree("t",\n  name="u")', 3, "given twice"),

@@ -2,8 +2,8 @@
 
 A Graph is what `trace` makes of the user's module and what `fuse` turns into a TileGraph. Every value has T
 rows (T is decided at run time, 1 to 8), every weight is a `Param` that names its tensor in the checkpoint,
-every KV cache is a `State`. Node inputs are names of values, params or states; a `None` argument of the torch op is
-left out. The op table is `tilecc.ir.graph_ops.GRAPH_OPS`, the rules are in `tilecc.ir.graph_rules`.
+every KV cache is a `State`. Node inputs are names of values, params or states; a `None` argument of the torch
+op is left out. The op table is `tilecc.ir.graph_ops.GRAPH_OPS`, the rules are in `tilecc.ir.graph_rules`.
 """
 
 from __future__ import annotations
