@@ -1,4 +1,4 @@
-"""The Graph IR: a sound graph of every op passes, and each rule reports the graph made to break it.
+"""The Graph IR: a sound graph of every op passes, and each rule reports the graph made to break it."""
 
 from __future__ import annotations
 
@@ -126,52 +126,150 @@ Break = Callable[[Graph], Graph]
 BROKEN: list[tuple[str, str, Break]] = [
     ("unique-names", "`y` is defined twice", lambda g: edit(g, "n", results=value("y", "T", 32))),
     ("unique-names", "two nodes are named `x`", lambda g: edit(g, "n", name="x")),
-    ("defined-before-use", "`z` reads `nope` which is not defined", lambda g: edit(g, "z", inputs=("nope", "qkv.weight"))),
-    ("defined-before-use", "`n` reads `r` before it is defined", lambda g: edit(g, "n", inputs=("r", "norm.weight"))),
+    (
+        "defined-before-use",
+        "`z` reads `nope` which is not defined",
+        lambda g: edit(g, "z", inputs=("nope", "qkv.weight")),
+    ),
+    (
+        "defined-before-use",
+        "`n` reads `r` before it is defined",
+        lambda g: edit(g, "n", inputs=("r", "norm.weight")),
+    ),
     ("known-op", "there is no op `silo`", lambda g: edit(g, "s", op="silo")),
     ("arity", "`s`: silu reads x; 2 inputs given", lambda g: edit(g, "s", inputs=("r", "r"))),
-    ("arity", "seqs, sink (optional); 6 inputs given", lambda g: edit(g, "a", inputs=("qb", "kb", "vb", "k_cache", "v_cache", "positions"))),
-    ("arity", "`route`: route makes 2 results, 1 given", lambda g: edit(g, "route", results=value("ids", "T", 2, dtype="i64"))),
-    ("operand-kinds", "weight of linear must be a f32 param, `y` is a f32 value", lambda g: edit(g, "z", inputs=("y", "y"))),
-    ("operand-kinds", "x of silu must be a f32 value, `tokens` is a i64 value", lambda g: edit(g, "s", inputs=("tokens",))),
+    (
+        "arity",
+        "seqs, sink (optional); 6 inputs given",
+        lambda g: edit(g, "a", inputs=("qb", "kb", "vb", "k_cache", "v_cache", "positions")),
+    ),
+    (
+        "arity",
+        "`route`: route makes 2 results, 1 given",
+        lambda g: edit(g, "route", results=value("ids", "T", 2, dtype="i64")),
+    ),
+    (
+        "operand-kinds",
+        "weight of linear must be a f32 param, `y` is a f32 value",
+        lambda g: edit(g, "z", inputs=("y", "y")),
+    ),
+    (
+        "operand-kinds",
+        "x of silu must be a f32 value, `tokens` is a i64 value",
+        lambda g: edit(g, "s", inputs=("tokens",)),
+    ),
     ("attributes", "`n`: rms_norm lacks attribute eps", lambda g: edit(g, "n", attrs={})),
     ("attributes", "`s`: silu has no attribute eps", lambda g: edit(g, "s", attrs={"eps": 1.0})),
     ("attributes", "`vs`: factor of scale must be float, is 2", lambda g: edit(g, "vs", attrs={"factor": 2})),
-    ("shapes-agree", "`y` is f32[T, 33], but round makes f32[T, 32]", lambda g: edit(g, "y", results=value("y", "T", 33))),
-    ("shapes-agree", "`next` is f32[T], but argmax makes i64[T]", lambda g: edit(g, "next", results=value("next", "T"))),
-    ("shapes-agree", "x [T, 32] does not fit the weight [100, 48]", lambda g: param(g, "head.weight", shape=(100, 48))),
+    (
+        "shapes-agree",
+        "`y` is f32[T, 33], but round makes f32[T, 32]",
+        lambda g: edit(g, "y", results=value("y", "T", 33)),
+    ),
+    (
+        "shapes-agree",
+        "`next` is f32[T], but argmax makes i64[T]",
+        lambda g: edit(g, "next", results=value("next", "T")),
+    ),
+    (
+        "shapes-agree",
+        "x [T, 32] does not fit the weight [100, 48]",
+        lambda g: param(g, "head.weight", shape=(100, 48)),
+    ),
     ("shapes-agree", "operands [T, 32] and [T, 6] differ", lambda g: edit(g, "m", inputs=("s", "g"))),
     ("shapes-agree", "4 heads do not divide into 3 chunks", lambda g: attrs_of(g, "split", chunks=3)),
     ("shapes-agree", "4 chunks", lambda g: attrs_of(g, "split", chunks=4)),
     ("shapes-agree", "must have 90 columns", lambda g: attrs_of(g, "split", v_head_dim=9)),
-    ("shapes-agree", "rotary_dim must be even and within the head size 12, is 5", lambda g: attrs_of(g, "qr", rotary_dim=5)),
-    ("shapes-agree", "rotary_dim must be even and within the head size 12, is 14", lambda g: attrs_of(g, "qr", rotary_dim=14)),
+    (
+        "shapes-agree",
+        "rotary_dim must be even and within the head size 12, is 5",
+        lambda g: attrs_of(g, "qr", rotary_dim=5),
+    ),
+    (
+        "shapes-agree",
+        "rotary_dim must be even and within the head size 12, is 14",
+        lambda g: attrs_of(g, "qr", rotary_dim=14),
+    ),
     ("shapes-agree", "k must be 1 to 6 experts, is 7", lambda g: attrs_of(g, "route", k=7)),
-    ("shapes-agree", "sink [5] must have one entry per query head (4)", lambda g: param(g, "sink", shape=(5,))),
+    (
+        "shapes-agree",
+        "sink [5] must have one entry per query head (4)",
+        lambda g: param(g, "sink", shape=(5,)),
+    ),
     ("shapes-agree", "down [6, 32, 15] must be [6, 32, 16]", lambda g: param(g, "down", shape=(6, 32, 15))),
-    ("shapes-agree", "window_keys must be 0 (global) or more, is -1", lambda g: attrs_of(g, "a", window_keys=-1)),
+    (
+        "shapes-agree",
+        "window_keys must be 0 (global) or more, is -1",
+        lambda g: attrs_of(g, "a", window_keys=-1),
+    ),
     ("shapes-agree", "eps must be positive", lambda g: edit(g, "n", attrs={"eps": 0.0})),
-    ("shapes-agree", "k [T, 2, 12] does not fit its cache [S, C, 3, 12]",
-     lambda g: dataclasses.replace(g, states=(State("k_cache", 0, "k", 3, 12), g.states[1]))),
+    (
+        "shapes-agree",
+        "k [T, 2, 12] does not fit its cache [S, C, 3, 12]",
+        lambda g: dataclasses.replace(g, states=(State("k_cache", 0, "k", 3, 12), g.states[1])),
+    ),
     ("extents", "`sink` has the shape f32[T]", lambda g: param(g, "sink", shape=("T",))),
     ("extents", "`sink` has the shape f32[0]", lambda g: param(g, "sink", shape=(0,))),
     ("extents", "`s` has the shape f32[N, 32]", lambda g: edit(g, "s", results=value("s", "N", 32))),
-    ("extents", "`k_cache` has the shape", lambda g: dataclasses.replace(g, states=(State("k_cache", 0, "k", 2, 0), g.states[1]))),
+    (
+        "extents",
+        "`k_cache` has the shape",
+        lambda g: dataclasses.replace(g, states=(State("k_cache", 0, "k", 2, 0), g.states[1])),
+    ),
     ("param-sources", "unknown format 'int4'", lambda g: param(g, "gate", format="int4")),
-    ("param-sources", "of 6 experts has the source 'experts.gate'", lambda g: param(g, "gate", source="experts.gate")),
+    (
+        "param-sources",
+        "of 6 experts has the source 'experts.gate'",
+        lambda g: param(g, "gate", source="experts.gate"),
+    ),
     ("param-sources", "stacks 5 experts, its shape is [6, 16, 32]", lambda g: param(g, "gate", experts=5)),
-    ("all-used", "param `router.bias2` is not used",
-     lambda g: dataclasses.replace(g, params=(*g.params, Param("router.bias2", (6,), "f32", "b")))),
-    ("all-used", "state `k1` is not used", lambda g: dataclasses.replace(g, states=(*g.states, State("k1", 1, "k", 2, 12)))),
-    ("no-dead-nodes", "nothing reads the result of `extra`",
-     lambda g: dataclasses.replace(g, nodes=(*g.nodes, Node("extra", "silu", ("r",), value("extra", "T", 32))))),
-    ("outputs-exist", "output `nope` is not a value", lambda g: dataclasses.replace(g, outputs=("logits", "next", "nope"))),
-    ("outputs-exist", "output `sink` is not a value", lambda g: dataclasses.replace(g, outputs=("logits", "next", "sink"))),
-    ("states-owned", "`a` of layer 1 uses `k_cache` as k_cache, but it holds k of layer 0", lambda g: attrs_of(g, "a", layer=1)),
-    ("rounding-points", "x of linear `o` is not rounded to bf16", lambda g: edit(g, "o", inputs=("a", "o.weight"))),
-    ("rounding-points", "q of attend `a` is not rounded",
-     lambda g: without(edit(g, "a", inputs=("qr", *g.nodes[11].inputs[1:])), "qb")),
-    ("rounding-points", "y of experts `e` is not rounded", lambda g: without(edit(g, "e", inputs=("m", *g.nodes[20].inputs[1:])), "mb")),
+    (
+        "all-used",
+        "param `router.bias2` is not used",
+        lambda g: dataclasses.replace(g, params=(*g.params, Param("router.bias2", (6,), "f32", "b"))),
+    ),
+    (
+        "all-used",
+        "state `k1` is not used",
+        lambda g: dataclasses.replace(g, states=(*g.states, State("k1", 1, "k", 2, 12))),
+    ),
+    (
+        "no-dead-nodes",
+        "nothing reads the result of `extra`",
+        lambda g: dataclasses.replace(
+            g, nodes=(*g.nodes, Node("extra", "silu", ("r",), value("extra", "T", 32)))
+        ),
+    ),
+    (
+        "outputs-exist",
+        "output `nope` is not a value",
+        lambda g: dataclasses.replace(g, outputs=("logits", "next", "nope")),
+    ),
+    (
+        "outputs-exist",
+        "output `sink` is not a value",
+        lambda g: dataclasses.replace(g, outputs=("logits", "next", "sink")),
+    ),
+    (
+        "states-owned",
+        "`a` of layer 1 uses `k_cache` as k_cache, but it holds k of layer 0",
+        lambda g: attrs_of(g, "a", layer=1),
+    ),
+    (
+        "rounding-points",
+        "x of linear `o` is not rounded to bf16",
+        lambda g: edit(g, "o", inputs=("a", "o.weight")),
+    ),
+    (
+        "rounding-points",
+        "q of attend `a` is not rounded",
+        lambda g: without(edit(g, "a", inputs=("qr", *g.nodes[11].inputs[1:])), "qb"),
+    ),
+    (
+        "rounding-points",
+        "y of experts `e` is not rounded",
+        lambda g: without(edit(g, "e", inputs=("m", *g.nodes[20].inputs[1:])), "mb"),
+    ),
 ]
 
 
