@@ -38,6 +38,9 @@ class Tensors:
     def tensor(self, name: str) -> np.ndarray:
         return self.by_name[name]
 
+    def names(self) -> list[str]:
+        return sorted(self.by_name)
+
     def fill(self, entry: ImageEntry) -> np.ndarray:
         """Invent the sources of a matrix entry; return what it means, f32[experts or 1, rows, cols]."""
         meaning = []
@@ -201,6 +204,10 @@ def test_vectors_and_embedding() -> None:
     np.testing.assert_array_equal(got, np.stack([permuted(row) for row in weight]))
     sink = vector_entry("s", "f32", ["sink"], 1, 6, fill=-1.0, pad_to=8)
     assert packed(sink, tensors).view(np.float32).tolist() == [*bias.astype(np.float32).tolist(), -1.0, -1.0]
+    bias_less = vector_entry("b", "f32", ["missing"], 1, 3, fill=0.25, optional=1)
+    assert packed(bias_less, tensors).view(np.float32).tolist() == [0.25] * 3
+    with pytest.raises(KeyError):
+        packed(vector_entry("b", "f32", ["missing"], 1, 3), tensors)
     constant = vector_entry("c", "f32", [], 1, 4, fill=0.5)
     assert packed(constant, tensors).view(np.float32).tolist() == [0.5] * 4
 

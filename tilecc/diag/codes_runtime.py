@@ -35,13 +35,50 @@ A decode step needs at least one token, and every token id must be at least 0 an
     "TC0404": Entry(
         title="kernel stopped without finishing",
         explanation="""
-The emulator found a deadlock, or the watchdog of a wait on the GPU expired. The report names the CTA, the warp
-role, the op, the object waited for, and the expected and seen values. This is a bug of the schedule or of
-tilecc, not of the prompt; please report it with the package.
+The emulator found a deadlock, or the watchdog of a wait on the GPU expired. The report names the CTA, the
+warp role, the op, the object waited for, and the expected and seen values. This is a bug of the schedule or
+of tilecc, not of the prompt; please report it with the package.
 """,
         wrong="a schedule that waits for an arrival that never comes",
         right="a schedule accepted by the checker",
         exit_code=70,
+    ),
+    "TC0405": Entry(
+        title="package and checkpoint of different models",
+        explanation="""
+The package was compiled for one `config.json`, the checkpoint carries another. Sizes, layer pattern and
+numeric constants are compiled into the kernel, so the two must agree; the diagnostic lists the keys that
+differ.
+""",
+        wrong="tilecc run PACKAGE_OF_MODEL_A --checkpoint CHECKPOINT_OF_MODEL_B",
+        right="tilecc compile MODEL --config CHECKPOINT_OF_MODEL_B/config.json --target sm_90a",
+    ),
+    "TC0406": Entry(
+        title="unknown device",
+        explanation="""
+A package runs on `emulator` (CPU, any machine with g++) or `cuda` (NVIDIA GPU). `reference` runs the model
+file with PyTorch instead of the package.
+""",
+        wrong="tilecc run PACKAGE --device gpu",
+        right="tilecc run PACKAGE --device cuda",
+        exit_code=2,
+    ),
+    "TC0407": Entry(
+        title="request outside the limits of the package",
+        explanation="""
+A compiled kernel has fixed limits: rows per step, sequences, positions, stop ids, CTAs. They are in
+`manifest.json` and shown by `tilecc inspect`. The request names more than that, or a row twice.
+""",
+        wrong="engine.run_steps([[(5, 0, 9)]])      # sequence 9 of a package that holds 1",
+        right="engine.run_steps([[(5, 0, 0)]])",
+    ),
+    "TC0408": Entry(
+        title="checkpoint without a usable tokenizer",
+        explanation="""
+Text prompts need the model's own `tokenizer.json` in the checkpoint directory. Token ids work without it.
+""",
+        wrong="tilecc run PACKAGE --checkpoint DIR_WITHOUT_TOKENIZER --prompt 'def '",
+        right="tilecc run PACKAGE --checkpoint DIR --prompt 'def '      # DIR/tokenizer.json exists",
     ),
     "TC0501": Entry(
         title="nvcc not found",
@@ -86,8 +123,8 @@ bug of tilecc unless the file was edited.
     "TC0601": Entry(
         title="not a tilecc package",
         explanation="""
-A package is the directory that `tilecc compile` writes; it contains `manifest.json`. The path does not exist or
-holds something else.
+A package is the directory that `tilecc compile` writes; it contains `manifest.json`. The path does not
+exist or holds something else.
 """,
         wrong="tilecc inspect README.md",
         right="tilecc inspect build/mimo_tiny-sm_90a",

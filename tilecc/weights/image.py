@@ -40,6 +40,8 @@ class TensorSource(Protocol):
 
     def tensor(self, name: str) -> NDArray[Any]: ...
 
+    def names(self) -> list[str]: ...
+
 
 def build_image(
     manifest: Manifest,
@@ -103,7 +105,8 @@ def _vector(entry: ImageEntry, checkpoint: TensorSource) -> NDArray[Any]:
     if entry.kind == "f32":
         stored = entry.nbytes // 4
         out = np.full(stored, entry.args.get("fill", 0.0), np.float32)
-        if entry.sources:
+        absent = entry.args.get("optional") and entry.sources[0] not in checkpoint.names()
+        if entry.sources and not absent:
             out[: entry.cols] = _get(checkpoint, entry.sources[0], None, (entry.cols,))
         return out
     shape = (entry.cols,) if entry.kind == "norm" else (entry.rows, entry.cols)

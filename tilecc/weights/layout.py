@@ -81,7 +81,7 @@ def vector_entry(
 
     * "norm":  rows 1, cols = length; bf16, permuted per k16 step, padded to 128 with zeros.
     * "f32":   rows 1, cols = length; args ``fill`` (0) and ``pad_to``, the elements stored (cols).
-      No source means a constant vector of ``fill``.
+      No source means a constant vector of ``fill``, and so does ``optional`` = 1 if the tensor is absent.
     * "embed": rows = vocabulary, cols = hidden; bf16, each row as "norm".
     * "rope":  rows = positions, cols = rotary / 2; arg ``theta``; no source: it is computed. f32 (cos, sin).
     """
