@@ -21,13 +21,11 @@ from torch.fx.node import Node as FxNode
 from tilecc.diag import Diagnostic, Span, TileccError, error
 from tilecc.diag.model import nearest
 from tilecc.ir.graph import ROWS, Dim, Graph, Node, Param, Shape, State, Value
-from tilecc.ir.graph_ops import GRAPH_OPS
 from tilecc.ir.graph_rules import GRAPH_RULES
 from tilecc.ir.loc import Loc
 from tilecc.ir.verify import verify
 from tilecc.trace.converters import (
     CONVERTERS,
-    NO_OPS,
     Call,
     Unsupported,
     attr_of,
@@ -81,7 +79,6 @@ class _Capture:
     ) -> None:
         self.sources, self.module, self.program = sources, module, program
         self.env: dict[FxNode, str | tuple[str, ...]] = {}
-        self.inputs: list[Value] = []
         self.params: dict[str, Param] = {}
         self.nodes: list[Node] = []
         self.constants: dict[FxNode, str] = {}
@@ -106,7 +103,6 @@ class _Capture:
             self.env[by_name[spec.arg.name]] = name
         tokens = by_name[step[0].arg.name].meta["val"]
         self.rows = tokens.shape[0]
-        self.inputs = [Value(name, "i64", (ROWS,)) for name in STEP_INPUTS]
         for spec in signature.input_specs:
             if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target is not None:
                 self.env[by_name[spec.arg.name]] = spec.target
@@ -128,10 +124,8 @@ class _Capture:
         outputs = self._outputs(fx_nodes[-1])
         order = {name: index for index, name in enumerate(self._weights())}
         params = sorted(self.params.values(), key=lambda p: order[p.name])
-        used = {operand for node in self.nodes for operand in node.inputs}
-        inputs = tuple(value for value in self.inputs if value.name in used or value.name == STEP_INPUTS[0])
-        states = tuple(self.states)
-        return Graph(name, inputs, tuple(params), states, tuple(self.nodes), outputs)
+        inputs = tuple(Value(name, "i64", (ROWS,)) for name in STEP_INPUTS)
+        return Graph(name, inputs, tuple(params), tuple(self.states), tuple(self.nodes), outputs)
 
     def _convert(self, node: FxNode) -> None:
         if is_getitem(node):
@@ -263,17 +257,14 @@ class _Capture:
         return self.sources.span(self._loc(node), label) or Span(str(self.sources.model_file))
 
     def _cannot_lower(self, node: FxNode, name: str, why: str = "") -> TileccError:
-        known = [f"{op}: {form}" for op, form in lowerable_ops().items()]
         notes = [why, f"in module `{module_path(node)}`" if module_path(node) else ""]
-        ignored = ", ".join(sorted(n.removesuffix(".default") for n in NO_OPS if "assert" not in n))
-        notes += ["the ops that can be lowered:\n" + "\n".join(known), f"no-ops that may occur: {ignored}"]
+        if not why:
+            known = [f"{op}: {form}" for op, form in lowerable_ops().items()]
+            notes.append("the ops that can be lowered:\n" + "\n".join(known))
         help = ""
-        if has_effect(node):
+        if has_effect(node) and not why:
             help = f"`{name}` writes its argument; use the form that returns a new tensor (`x = x + y`)"
         message = f"torch op `{name}` cannot be lowered"
         if why:
             message = f"this use of torch op `{name}` cannot be lowered"
         return error("TC0105", message, span=self._span(node), note=notes, help=help)
-
-
-__all__ = ["GRAPH_OPS", "trace_model"]

@@ -36,17 +36,14 @@ Converted: TypeAlias = "Call | FxNode | None"
 Converter = Callable[..., Converted]
 
 CONVERTERS: dict[str, Converter] = {}
-NO_OPS: set[str] = set()
 
 
-def converter(*names: str, no_op: bool = False) -> Callable[[Converter], Converter]:
+def converter(*names: str) -> Callable[[Converter], Converter]:
     """Register a converter for torch ops such as `aten.linear.default`."""
 
     def register(function: Converter) -> Converter:
         for name in names:
             CONVERTERS[name] = function
-        if no_op:
-            NO_OPS.update(names)
         return function
 
     return register
@@ -167,7 +164,6 @@ def _experts(node: FxNode, *arguments: Any) -> Converted:
     "aten.detach.default",
     "aten.detach_.default",
     "aten.lift_fresh_copy.default",
-    no_op=True,
 )
 def _same_value(node: FxNode, x: Any, *rest: Any) -> Converted:
     """Values are immutable here, so a copy or another view of all of it is the value itself."""
@@ -180,7 +176,6 @@ def _same_value(node: FxNode, x: Any, *rest: Any) -> Converted:
     "aten.to.dtype",
     "aten.to.dtype_layout",
     "aten.to.other",
-    no_op=True,
 )
 def _to(node: FxNode, x: Any, *rest: Any) -> Converted:
     have, want = x.meta["val"].dtype, node.meta["val"].dtype
@@ -190,14 +185,14 @@ def _to(node: FxNode, x: Any, *rest: Any) -> Converted:
     return _argument(x)
 
 
-@converter("aten.reshape.default", "aten.view.default", "aten._unsafe_view.default", no_op=True)
+@converter("aten.reshape.default", "aten.view.default", "aten._unsafe_view.default")
 def _view(node: FxNode, x: Any, size: Any) -> Converted:
     if tuple(x.meta["val"].shape) != tuple(node.meta["val"].shape):
         raise Unsupported("a view of another shape; heads are split by `torch.ops.tilecc.split_qkv`")
     return _argument(x)
 
 
-@converter("aten.dropout.default", no_op=True)
+@converter("aten.dropout.default")
 def _dropout(node: FxNode, x: Any, p: Any, train: Any) -> Converted:
     if train and p > 0:
         raise Unsupported("dropout with train=True")
@@ -209,7 +204,6 @@ def _dropout(node: FxNode, x: Any, p: Any, train: Any) -> Converted:
     "aten._assert_scalar.default",
     "aten._assert_tensor_metadata.default",
     "aten.sym_constrain_range_for_size.default",
-    no_op=True,
 )
 def _check(node: FxNode, *arguments: Any) -> Converted:
     return None
@@ -240,7 +234,9 @@ def bound_arguments(node: FxNode) -> list[Any]:
 
 
 def is_shape_arithmetic(node: FxNode) -> bool:
-    """Whether the node makes a number (from tensor sizes) and no tensor; it has no place in the Graph."""
+    """Whether the node makes a number from tensor sizes and no tensor; it has no place in the Graph."""
+    if op_name(node) in ("aten.item.default", "aten._local_scalar_dense.default"):
+        return False  # a number made from the value of a tensor
     return isinstance(
         node.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat | int | float | bool
     )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import logging
 import re
+import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -62,62 +65,137 @@ def export(sources: Sources, module: nn.Module, caches: Sequence[Tensor]) -> Exp
     arguments = inspect.signature(module.forward).bind(*rows, *caches).arguments
     # one entry per parameter of forward; *caches is a single parameter that holds a tuple
     shapes = {name: ({0: dim} if any(v is r for r in rows) else _static(v)) for name, v in arguments.items()}
+
+    def run(watch: logging.Handler) -> ExportedProgram:
+        # under the meta device, tensors that the model makes without a device are meta tensors too
+        meta, model_code = torch.device("meta"), user_code(sources, "TC0109", "the decode step")
+        said = io.StringIO()
+        quiet = contextlib.redirect_stderr(said)
+        with _logs_to(watch), _frames_of(sources), torch.no_grad(), meta, model_code, quiet:
+            program = torch.export.export(module, (*rows, *caches), dynamic_shapes=shapes, strict=False)
+        # on failure torch writes the partial graph to stderr, which is of no use to the user
+        sys.stderr.write(said.getvalue())
+        return program
+
     try:
-        with _quiet(), torch.no_grad(), user_code(sources, "TC0109", "the decode step"):
-            return torch.export.export(module, (*rows, *caches), dynamic_shapes=shapes, strict=False)
+        return run(logging.NullHandler())
     except TileccError as wrapped:
         cause = wrapped.__cause__
-        refused = None if cause is None else _refusal(sources, cause)
-        raise (wrapped if refused is None else refused) from cause
+        if cause is None:
+            raise
+        if _is_about_rows(cause):
+            watch = _RowConditions(sources)
+            with contextlib.suppress(TileccError):
+                run(watch)
+            raise error(
+                "TC0106",
+                f"the decode step is not defined for every number of rows from 1 to {MAX_ROWS}",
+                span=watch.found or Span(str(sources.model_file)),
+                help="write shapes in terms of `tokens.shape[0]`, without comparing it with a number",
+            ) from cause
+        if _is_data_dependent(cause):
+            raise error(
+                "TC0106",
+                "the decode step has Python control flow that depends on the values of a tensor",
+                span=sources.span_of_exception(cause),
+                help="decide in `decode_step(config)`: the step must be the same graph for every input",
+            ) from cause
+        raise
 
 
 def _static(value: object) -> object:
     return (None,) * len(value) if isinstance(value, tuple) else None
 
 
-def _refusal(sources: Sources, exc: BaseException) -> TileccError | None:
-    """TC0106 for what export cannot capture; None for an ordinary exception of the model."""
+def _chain(exc: BaseException) -> list[BaseException]:
     chain: list[BaseException] = [exc]
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
         chain.append(inner)
-    text = str(exc)
-    span = sources.span_of_exception(exc)
-    if any(isinstance(e, ConstraintViolationError) for e in chain) or "Constraints violated" in text:
-        return error(
-            "TC0106",
-            f"the decode step is not defined for every number of rows from 1 to {MAX_ROWS}",
-            span=span,
-            note=_first_line(text, r"- .*"),
-            help="write shapes in terms of `tokens.shape[0]`, without comparing it with a number",
-        )
-    data_dependent = any(isinstance(e, GuardOnDataDependentSymNode) for e in chain)
-    if data_dependent or _DATA_DEPENDENT.search(f"{type(exc).__name__}: {text}"):
-        return error(
-            "TC0106",
-            "the decode step has Python control flow that depends on the values of a tensor",
-            span=span,
-            help="decide in `decode_step(config)`: the step must be the same graph for every input",
-        )
-    return None
+    return chain
 
 
-def _first_line(text: str, pattern: str) -> str:
-    match = re.search(pattern, text)
-    return match[0].strip("- ") if match else ""
+def _is_about_rows(exc: BaseException) -> bool:
+    """Whether export failed because the graph would hold only for some numbers of rows."""
+    return "Constraints violated" in str(exc) or any(
+        isinstance(e, ConstraintViolationError) for e in _chain(exc)
+    )
+
+
+def _is_data_dependent(exc: BaseException) -> bool:
+    """Whether export failed because Python asked for the value of a tensor."""
+    if any(isinstance(e, GuardOnDataDependentSymNode) for e in _chain(exc)):
+        return True
+    return _DATA_DEPENDENT.search(f"{type(exc).__name__}: {exc}") is not None
+
+
+class _ModelFrames(set[tuple[str, str]]):
+    """The (file, function) pairs of the model's own code, as a set that is not spelled out."""
+
+    def __init__(self, sources: Sources) -> None:
+        super().__init__()
+        self.sources = sources
+
+    def __contains__(self, frame: object) -> bool:
+        return isinstance(frame, tuple) and self.sources.relative(frame[0]) is not None
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's own warnings and logs out of the user's terminal: we report what matters ourselves."""
-    root = logging.getLogger("torch")
-    level = root.level
-    root.setLevel(logging.CRITICAL)
+def _frames_of(sources: Sources) -> Iterator[None]:
+    """Have stack traces of nodes keep every frame of the model.
+
+    By itself torch keeps only functions named `forward`, which would lose the line in a helper function. The
+    list of further functions is not public; without it locations are those of `forward`.
+    """
+    kept = getattr(torch.fx.proxy, "_STACK_TRACE_ANCHORS", None)
+    if kept is None:
+        yield
+        return
+    torch.fx.proxy._STACK_TRACE_ANCHORS = _ModelFrames(sources)
+    try:
+        yield
+    finally:
+        torch.fx.proxy._STACK_TRACE_ANCHORS = kept
+
+
+class _RowConditions(logging.Handler):
+    """Finds the user's line that first puts a condition on T.
+
+    Export checks its constraints only at the end and does not say where they come from. It logs each one
+    when it meets it, while the user's frame is still on the stack.
+    """
+
+    def __init__(self, sources: Sources) -> None:
+        super().__init__(logging.INFO)
+        self.sources = sources
+        self.found: Span | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.found is not None or "[guard added]" not in str(record.msg):
+            return
+        for frame in reversed(traceback.extract_stack()):
+            file = self.sources.relative(frame.filename)
+            if file is not None:
+                self.found = Span(self.sources.actual(file), frame.lineno or 0)
+                return
+
+
+@contextlib.contextmanager
+def _logs_to(handler: logging.Handler) -> Iterator[None]:
+    """Send torch's logs to `handler` and drop its warnings: we report what concerns the user ourselves."""
+    named = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("torch")]
+    loggers = [(logger, logger.handlers, logger.level) for logger in named if logger.handlers]
+    for logger, _, _ in loggers:
+        logger.handlers = [handler]
+        if handler.level:
+            logger.setLevel(handler.level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        root.setLevel(level)
+        for logger, handlers, level in loggers:
+            logger.handlers = handlers
+            logger.setLevel(level)
 
 
 def module_path(node: FxNode) -> str:

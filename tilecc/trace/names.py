@@ -23,7 +23,7 @@ class Names:
     """Hands out unique names. `taken` are the names of inputs, params and states."""
 
     def __init__(self, taken: Sequence[str]) -> None:
-        self.taken = set(taken)
+        self.taken = {name: index for index, name in enumerate(taken)}
 
     def unique(self, name: str) -> str:
         """`name`, or `name_2`, `name_3`, ... if it is taken."""
@@ -31,7 +31,7 @@ class Names:
         while chosen in self.taken:
             count += 1
             chosen = f"{name}_{count}"
-        self.taken.add(chosen)
+        self.taken[chosen] = len(self.taken)
         return chosen
 
     def results(self, op: str, inputs: Sequence[str], module: str) -> list[str]:
@@ -45,8 +45,8 @@ class Names:
             base = next((weight.removesuffix(s) for s in (".weight", "_weight") if weight.endswith(s)), "")
             return [self.unique(base or f"{weight}_out")]
         if op == "add":
-            # a residual sum: the branch is named, not the stream that runs through all layers
-            return [self.unique(f"{inputs[1]}_add")]
+            # a residual sum is named after its branch, which is made later than the stream it is added to
+            return [self.unique(f"{max(inputs, key=self.taken.__getitem__)}_add")]
         if op in _SUFFIX:
             return [self.unique(inputs[0] + _SUFFIX[op])]
         return [self.unique(prefix + op)]

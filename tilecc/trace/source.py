@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import sysconfig
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,24 @@ _FRAME = re.compile(r'File "(?P<file>.+?)", line (?P<line>\d+), in ')
 BUILT_IN = Path(__file__).resolve().parents[2] / "models"
 """The models that come with tilecc; a user's file may import them."""
 
+_NOT_MODELS = (Path(__file__).resolve().parents[1], Path(sysconfig.get_path("stdlib")).resolve())
+"""Our own code and Python's."""
+
+
+@functools.cache
+def _relative(model_folder: Path, file: str) -> str | None:
+    if file.startswith("<"):
+        return None
+    path = Path(file).resolve()
+    # a model file may lie above these, for example in a home directory
+    if path == BUILT_IN / "ops.py" or any(path.is_relative_to(folder) for folder in _NOT_MODELS):
+        return None
+    for folder, prefix in ((model_folder, ""), (BUILT_IN, "models/")):
+        if path.is_relative_to(folder):
+            inside = path.relative_to(folder)
+            return None if "site-packages" in inside.parts else prefix + inside.as_posix()
+    return None
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -25,20 +45,13 @@ class Sources:
 
     model_file: Path
 
-    @property
+    @functools.cached_property
     def folder(self) -> Path:
         return self.model_file.resolve().parent
 
     def relative(self, file: str) -> str | None:
         """Path of a model's file as locations show it, or None for a file that is not the model's."""
-        if file.startswith("<"):
-            return None
-        path = Path(file).resolve()
-        for folder, prefix in ((self.folder, ""), (BUILT_IN, "models/")):
-            if path.is_relative_to(folder) and path != BUILT_IN / "ops.py":
-                inside = path.relative_to(folder)
-                return None if "site-packages" in inside.parts else prefix + inside.as_posix()
-        return None
+        return _relative(self.folder, file)
 
     def actual(self, relative: str) -> str:
         """The file that `relative` named, as the user can open it: beside the model file as he wrote it."""
