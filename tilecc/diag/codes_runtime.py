@@ -120,6 +120,26 @@ bug of tilecc unless the file was edited.
         right="the emitted file, unchanged",
         exit_code=3,
     ),
+    "TC0505": Entry(
+        title="headers of apache-tvm-ffi not found",
+        explanation="""
+A built package exports its launcher in the tvm-ffi ABI, so building needs the headers that the Python package
+`apache-tvm-ffi` carries. Running a built package through the plain C interface does not.
+""",
+        wrong="tilecc compile MODEL --target sm_90a --build      # apache-tvm-ffi was uninstalled",
+        right="pip install apache-tvm-ffi",
+        exit_code=3,
+    ),
+    "TC0506": Entry(
+        title="no such CUDA architecture",
+        explanation="""
+Targets are named like nvcc names them: `sm_` and the compute capability, with the suffix `a` where a kernel
+uses instructions of exactly that generation.
+""",
+        wrong="tilecc compile MODEL --target hopper --build",
+        right="tilecc compile MODEL --target sm_90a --build",
+        exit_code=2,
+    ),
     "TC0601": Entry(
         title="not a tilecc package",
         explanation="""
