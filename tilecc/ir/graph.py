@@ -43,6 +43,7 @@ class Param:
 
     `source` is the official tensor name of the checkpoint ("{e}" stands for the expert), `format` how it is
     stored there, `experts` the number of tensors stacked (0: not stacked). An `optional` one may be absent.
+    `chunks` row chunks have FP8 scales that restart (fused qkv).
     """
 
     name: str
@@ -51,6 +52,7 @@ class Param:
     source: str
     experts: int = 0
     optional: bool = False
+    chunks: int = 1
     loc: Loc = UNKNOWN
 
 

@@ -7,6 +7,7 @@ A rule yields one diagnostic per violation. Rules are independent: one that meet
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from tilecc.diag import Diagnostic
 from tilecc.diag.model import nearest
@@ -273,7 +274,9 @@ def rounding_points(graph: Graph) -> Iterator[Diagnostic]:
             if operand.name in _BF16_OPERANDS.get(node.op, ()) and name in producers and not rounded(name):
                 message = f"{operand.name} of {node.op} `{node.name}` is not rounded to bf16"
                 help = f"pass `torch.ops.tilecc.round({operand.name})`"
-                yield violation("rounding-points", message, node.loc, help)
+                found = violation("rounding-points", message, node.loc, help)
+                made = producers[name].loc
+                yield replace(found, secondary=(made.span("made here"),)) if made.file else found
 
 
 GRAPH_RULES: tuple[Rule[Graph], ...] = tuple(_CHECKS)

@@ -40,6 +40,7 @@ from tilecc.trace.export import export, meta_caches, module_path
 from tilecc.trace.load import CONTRACT, make_module, user_code
 from tilecc.trace.names import Names
 from tilecc.trace.source import Sources
+from tilecc.weights.spec import ParamSpec
 
 STEP_INPUTS = ("tokens", "positions", "seqs")
 _DTYPES = {torch.float32: "f32", torch.int64: "i64"}
@@ -60,15 +61,28 @@ def trace_model(model_file: Path, config: dict[str, Any] | None = None) -> Graph
     graph = _Capture(sources, module, program, caches).graph(model_file.stem)
     found = verify(graph, GRAPH_RULES)
     if found:
-        raise TileccError([_at_actual_place(sources, diagnostic) for diagnostic in found])
+        raise TileccError(_per_line(sources, found))
     return graph
 
 
-def _at_actual_place(sources: Sources, diagnostic: Diagnostic) -> Diagnostic:
-    span = diagnostic.span
-    if span is None:
-        return diagnostic
-    return dataclasses.replace(diagnostic, span=dataclasses.replace(span, file=sources.actual(span.file)))
+def _per_line(sources: Sources, found: list[Diagnostic]) -> list[Diagnostic]:
+    """Violations at the places the user can open, one per line and rule, since layers share lines."""
+    groups: dict[object, list[Diagnostic]] = {}
+    for diagnostic in found:
+        rule = diagnostic.message.rpartition("[")[2]
+        key = (diagnostic.span, rule) if diagnostic.span else diagnostic.message
+        groups.setdefault(key, []).append(diagnostic)
+    out = []
+    for first, *others in groups.values():
+        notes = (f"and {len(others)} more of this rule at this line",) if others else ()
+        secondary = tuple(_actual(sources, span) for span in first.secondary)
+        span = first.span and _actual(sources, first.span)
+        out.append(dataclasses.replace(first, span=span, secondary=secondary, notes=first.notes + notes))
+    return out
+
+
+def _actual(sources: Sources, span: Span) -> Span:
+    return dataclasses.replace(span, file=sources.actual(span.file))
 
 
 class _Capture:
@@ -87,7 +101,7 @@ class _Capture:
             for i, cache in enumerate(caches)
         ]
         with user_code(sources, "TC0109", "`checkpoint_spec`"):
-            self.specs = dict(module.checkpoint_spec())
+            self.specs: dict[str, ParamSpec] = dict(module.checkpoint_spec())
         self._placeholders()
         self.names = Names([*STEP_INPUTS, *(s.name for s in self.states), *self._weights()])
 
@@ -186,16 +200,16 @@ class _Capture:
     def _param(self, user: FxNode, node: FxNode, name: str) -> Param:
         """The weight `name`, as the module's checkpoint_spec has it. Raises TC0104 where they disagree."""
         spec = self.specs.get(name)
-        if spec is None:
+        if not isinstance(spec, ParamSpec):
+            what = "no entry" if spec is None else f"a {type(spec).__name__} instead of a ParamSpec"
             raise error(
                 "TC0104",
-                f"`checkpoint_spec` has no entry for the parameter `{name}`",
+                f"`checkpoint_spec` has {what} for the parameter `{name}`",
                 span=self._span(user),
                 help=[nearest(name, self.specs), CONTRACT],
             )
         tensor = node.meta["val"]
-        shape = tuple(map(int, tensor.shape))
-        stored = ((spec.experts,) if spec.experts else ()) + tuple(spec.shape)
+        shape, stored = tuple(map(int, tensor.shape)), tuple(spec.stacked_shape)
         if shape != stored:
             raise error(
                 "TC0104",
@@ -204,7 +218,8 @@ class _Capture:
                 note=f"source `{spec.source}`, {spec.experts} experts of shape {list(spec.shape)}",
             )
         self._dtype(user, tensor)
-        return Param(name, shape, spec.format, spec.source, spec.experts, spec.optional, self._loc(user))
+        stored_as = (spec.format, spec.source, spec.experts, spec.optional, spec.chunks)
+        return Param(name, shape, *stored_as, self._loc(user))
 
     def _outputs(self, output: FxNode) -> tuple[str, ...]:
         made = output.args[0]

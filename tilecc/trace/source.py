@@ -14,11 +14,13 @@ from tilecc.ir.loc import Loc
 
 _FRAME = re.compile(r'File "(?P<file>.+?)", line (?P<line>\d+), in ')
 
-BUILT_IN = Path(__file__).resolve().parents[2] / "models"
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+BUILT_IN = (_PACKAGE / "models").resolve()  # a link in the source tree, a folder in an installed package
 """The models that come with tilecc; a user's file may import them."""
 
-_NOT_MODELS = (Path(__file__).resolve().parents[1], Path(sysconfig.get_path("stdlib")).resolve())
-"""Our own code and Python's."""
+_NOT_MODELS = (_PACKAGE, Path(sysconfig.get_path("stdlib")).resolve())
+"""Our own code and Python's: a model file may lie above them, for example in a home directory."""
 
 
 @functools.cache
@@ -26,14 +28,14 @@ def _relative(model_folder: Path, file: str) -> str | None:
     if file.startswith("<"):
         return None
     path = Path(file).resolve()
-    # a model file may lie above these, for example in a home directory
-    if path == BUILT_IN / "ops.py" or any(path.is_relative_to(folder) for folder in _NOT_MODELS):
+    if path.is_relative_to(BUILT_IN):
+        name = path.relative_to(BUILT_IN).as_posix()
+        prefix = "" if model_folder == BUILT_IN else "models/"
+        return None if name == "ops.py" else prefix + name
+    if any(path.is_relative_to(other) for other in _NOT_MODELS) or not path.is_relative_to(model_folder):
         return None
-    for folder, prefix in ((model_folder, ""), (BUILT_IN, "models/")):
-        if path.is_relative_to(folder):
-            inside = path.relative_to(folder)
-            return None if "site-packages" in inside.parts else prefix + inside.as_posix()
-    return None
+    inside = path.relative_to(model_folder)
+    return None if "site-packages" in inside.parts else inside.as_posix()
 
 
 @dataclass(frozen=True)
