@@ -217,15 +217,16 @@ def experts(
     sorted_y = _Permute.apply(y.unsqueeze(1).expand(rows, k, -1).reshape(rows * k, -1), order, inverse)
     counts = torch.bincount(ids.reshape(-1), minlength=gate.shape[0]).tolist()
     parts = []
-    for expert, part in enumerate(sorted_y.split(counts)):
-        if counts[expert]:
-            h = F.silu(F.linear(part, gate[expert])) * F.linear(part, up[expert])
-            parts.append(F.linear(round(h) if round_hidden else h, down[expert]))
+    # unbind, not indexing: its gradient is one stack instead of a full-size zero tensor per expert.
+    for part, g, u, d in zip(sorted_y.split(counts), gate.unbind(), up.unbind(), down.unbind(), strict=True):
+        if part.shape[0]:
+            h = F.silu(F.linear(part, g)) * F.linear(part, u)
+            parts.append(F.linear(round(h) if round_hidden else h, d))
     z = _Permute.apply(torch.cat(parts), inverse, order).reshape(rows, k, -1)
-    out = weights[:, 0, None] * z[:, 0]
-    for j in range(1, k):
-        out = out + weights[:, j, None] * z[:, j]
-    return out
+    first, *rest = (weights.unsqueeze(-1) * z).unbind(1)
+    for term in rest:
+        first = first + term
+    return first
 
 
 # ------------------------------------------------------------------------------------------- custom operators
