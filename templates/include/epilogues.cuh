@@ -1,0 +1,167 @@
+// What the store warp does with a finished m16 tile. A lane holds rows g, g + 8 (weights) of columns 2t, 2t + 1 (token
+// rows): v[0] = (g, 2t), v[1] = (g, 2t + 1), v[2] = (g + 8, 2t), v[3] = (g + 8, 2t + 1).
+#pragma once
+#include "op_gemv.cuh"
+
+namespace tilecc {
+struct EpilogueBase {
+  template <class Cx>
+  TK_FN void begin(Cx&, const OpRow&) {}
+  template <class Cx>
+  TK_FN void end(Cx&, const OpRow&) {}
+};
+
+// f32 partial of one K split, in fragment order: the reduce op adds the splits in ascending order.
+// P: kOffset kColumns (padded hidden size)
+template <class P>
+struct PartialEpilogue : EpilogueBase {
+  template <class Cx>
+  TK_FN void tile(Cx& c, const OpRow&, const Task& t, u32 tile, const float (&v)[4]) {
+    const u32 g = c.lane >> 2, n = 2 * (c.lane & 3), k = tile * 16 + g;
+    uint8_t* out = c.p.workspace + P::kOffset + static_cast<u64>(t.split) * P::kColumns * kRows * 4;
+    tk::stg_f32(out + frag_f32_bytes(n, k), v[0]);
+    tk::stg_f32(out + frag_f32_bytes(n + 1, k), v[1]);
+    tk::stg_f32(out + frag_f32_bytes(n, k + 8), v[2]);
+    tk::stg_f32(out + frag_f32_bytes(n + 1, k + 8), v[3]);
+  }
+};
+
+// Tile rows 0-7 are gates, 8-15 the matching ups: SwiGLU is register arithmetic. Rows that are not routed to the expert
+// get zeros, whatever the expert made of them. P: kOffset kColumns (padded width) kRouted
+template <class P>
+struct SwigluEpilogue : EpilogueBase {
+  template <class Cx>
+  TK_FN void tile(Cx& c, const OpRow&, const Task& t, u32 tile, const float (&v)[4]) {
+    const u32 g = c.lane >> 2, n = 2 * (c.lane & 3), k = tile * 8 + g;
+    float h0 = swiglu(v[0], v[2]), h1 = swiglu(v[1], v[3]);
+    if constexpr (P::kRouted) {
+      const tk::u32x2 w = tk::lds64(c.route() + Cx::S::kRouteWeights + (t.slot * kRows + n) * 4);
+      if (w.x == 0) h0 = 0.f;
+      if (w.y == 0) h1 = 0.f;
+    }
+    uint8_t* out = c.p.workspace + P::kOffset + static_cast<u64>(P::kRouted ? t.slot : 0) * P::kColumns * kRows * 2;
+    tk::stg_u16(out + frag_bytes(n, k), tk::f2bf(h0));
+    tk::stg_u16(out + frag_bytes(n + 1, k), tk::f2bf(h1));
+  }
+};
+
+// Router logits, f32 [row][kPitch]. P: kOffset kRowsOut kPitch
+template <class P>
+struct LogitsEpilogue : EpilogueBase {
+  template <class Cx>
+  TK_FN void tile(Cx& c, const OpRow&, const Task&, u32 tile, const float (&v)[4]) {
+    const u32 g = c.lane >> 2, n = 2 * (c.lane & 3), m = tile * 16 + g;
+    uint8_t* out = c.p.workspace + P::kOffset;
+    if (m < P::kRowsOut) {
+      tk::stg_f32(out + (n * P::kPitch + m) * 4, v[0]);
+      tk::stg_f32(out + ((n + 1) * P::kPitch + m) * 4, v[1]);
+    }
+    if (m + 8 < P::kRowsOut) {
+      tk::stg_f32(out + (n * P::kPitch + m + 8) * 4, v[2]);
+      tk::stg_f32(out + ((n + 1) * P::kPitch + m + 8) * 4, v[3]);
+    }
+  }
+};
+
+// Vocabulary logits: a running argmax per token row (larger value, then lower id), folded over the CTA's tiles and left
+// per CTA for the commit op; the logits themselves only if the caller asked. P: kOffset ([cta][row] value, id) kVocab
+template <class P>
+struct ArgmaxEpilogue {
+  float best[2];
+  int32_t id[2];
+
+  template <class Cx>
+  TK_FN void begin(Cx&, const OpRow&) {
+    best[0] = best[1] = kNegInf;
+    id[0] = id[1] = 0x7fffffff;
+  }
+  template <class Cx>
+  TK_FN void tile(Cx& c, const OpRow&, const Task&, u32 tile, const float (&v)[4]) {
+    const u32 g = c.lane >> 2, n = 2 * (c.lane & 3);
+    TK_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      const u32 m = tile * 16 + g + 8 * h;
+      if (m < P::kVocab) {
+        TK_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          argmax_pair(best[j], id[j], v[2 * h + j], static_cast<int32_t>(m), &best[j], &id[j]);
+          if (c.p.logits != nullptr && n + j < c.n_rows)
+            tk::stg_f32(c.p.logits + (static_cast<u64>(c.step) * kRows + n + j) * P::kVocab + m, v[2 * h + j]);
+        }
+      }
+    }
+  }
+  template <class Cx>
+  TK_FN void end(Cx& c, const OpRow&) {
+    TK_UNROLL
+    for (int m = 4; m < 32; m *= 2) {
+      TK_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        const float v = tk::shfl_xor(best[j], m);
+        const int32_t i = tk::shfl_xor(id[j], m);
+        argmax_pair(best[j], id[j], v, i, &best[j], &id[j]);
+      }
+    }
+    if (c.lane < 4) {
+      TK_UNROLL
+      for (int j = 0; j < 2; ++j)
+        tk::stg64(c.p.workspace + P::kOffset + (c.cta * kRows + 2 * c.lane + j) * 8, tk::u32x2{tk::f2u(best[j]), static_cast<u32>(id[j])});
+    }
+  }
+};
+
+// Fused query-key-value projection: rope on the register pairs of the rope tiles, value scale, queries to the attention
+// op's A-fragment buffer, keys and values straight into the KV cache.
+// P: kHeads kKvHeads kHeadDim kValueDim kRotary kRopeTiles kQkTiles kValueTiles kValueScale kQueries kHeadSteps Kv
+template <class P>
+struct QkvEpilogue : EpilogueBase {
+  template <class Cx>
+  TK_FN void tile(Cx& c, const OpRow& r, const Task&, u32 tile, const float (&v)[4]) {
+    const u32 g = c.lane >> 2;
+    const bool is_value = tile >= (P::kHeads + P::kKvHeads) * P::kQkTiles;
+    const u32 local = is_value ? tile - (P::kHeads + P::kKvHeads) * P::kQkTiles : tile;
+    const u32 head = local / (is_value ? P::kValueTiles : P::kQkTiles), part = local % (is_value ? P::kValueTiles : P::kQkTiles);
+    TK_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      const u32 n = 2 * (c.lane & 3) + j;
+      if (n >= c.n_rows) continue;
+      const tilecc_row row = tk::ld_uniform(c.row(n));
+      float out[2] = {v[j], v[2 + j]};
+      u32 d0 = part * 16 + g, d1 = d0 + 8, limit = P::kValueDim;
+      if (is_value) {
+        out[0] *= P::kValueScale, out[1] *= P::kValueScale;
+      } else if (part < P::kRopeTiles) {
+        d0 = part * 8 + g;
+        d1 = d0 + P::kRotary / 2;
+        limit = d0 < P::kRotary / 2 ? P::kHeadDim : 0;
+        if (limit != 0) {
+          const uint8_t* table = c.image(r.aux) + (static_cast<u64>(row.position) * (P::kRotary / 2) + d0) * 8;
+          const tk::u32x2 cs = tk::ldg_nc64(table);
+          rope_pair(v[j], v[2 + j], tk::u2f(cs.x), tk::u2f(cs.y), out);
+        }
+      } else {
+        d0 = P::kRotary + (part - P::kRopeTiles) * 16 + g;
+        d1 = d0 + 8;
+        limit = P::kHeadDim;
+      }
+      if (d0 < limit) put(c, r, row, n, head, d0, is_value, out[0]);
+      if (d1 < limit) put(c, r, row, n, head, d1, is_value, out[1]);
+    }
+  }
+
+  template <class Cx>
+  static TK_FN void put(const Cx& c, const OpRow& r, const tilecc_row& row, u32 n, u32 head, u32 d, bool is_value, float x) {
+    const u32 bits = tk::f2bf(x);
+    if (is_value) {
+      tk::stg_u16(P::Kv::block(c, r, row, head, row.position / 16) + P::Kv::value_bytes(row.position % 16, d), bits);
+    } else if (head >= P::kHeads) {
+      tk::stg_u16(P::Kv::block(c, r, row, head - P::kHeads, row.position / 16) + P::Kv::key_bytes(row.position % 16, d), bits);
+    } else {
+      constexpr u32 kGroupHeads = P::kHeads / P::kKvHeads;
+      const u32 kv = head / kGroupHeads, h = head % kGroupHeads;
+      const u32 at = ((n * P::kKvHeads + kv) * P::kHeadSteps + d / 16) * 512 + ((h % 8) * 4 + (d % 8) / 2) * 16 + ((d % 16) / 8) * 8 + (h / 8) * 4 + (d % 2) * 2;
+      tk::stg_u16(c.p.workspace + P::kQueries + at, bits);
+    }
+  }
+};
+}  // namespace tilecc

@@ -1,0 +1,160 @@
+// What every op of the persistent kernel shares: the rings, the op table, waits and arrivals, and the address of an
+// activation in MMA-fragment order. Arithmetic of tile bodies is not here: it is emitted from TIRx (declared below).
+#pragma once
+#include "tk_prim.cuh"
+#include "tilecc_params.h"
+
+// ---- what tile bodies may call besides the wrappers of the primitive header ----------------------------------------
+TK_FN int tk_is_nan(float x) { return (tk::f2u(x) & 0x7fffffffu) > 0x7f800000u ? 1 : 0; }
+TK_FN float tk_max(float a, float b) { return tk::fmax_(a, b); }
+
+// ---- tile bodies, defined by the emitted kernel (TIRx) -------------------------------------------------------------
+TK_FN float norm_rstd(float sum_sq, float inv_n, float eps);
+TK_FN float norm_apply(float x, float rstd, float w);
+TK_FN void rope_pair(float a, float b, float c, float s, float* out2);
+TK_FN float swiglu(float gate, float up);
+TK_FN void argmax_pair(float va, int ia, float vb, int ib, float* v1, int* i1);
+TK_FN void softmax_online(float m_old, float s_max, float* m_new1, float* rescale1);
+TK_FN float softmax_p(float s, float m);
+
+namespace tilecc {
+using tk::smem_t;
+using u32 = uint32_t;
+using u64 = uint64_t;
+
+constexpr int kRows = 8;         // token rows of a step: the N side of mma.m16n8k16
+constexpr int kBlockCols = 128;  // columns of one weight block: 8 k16 steps
+constexpr int kMaxActive = 64;   // distinct experts of a step: rows * top-k at most
+constexpr u32 kImageUnit = 256;  // image offsets in the op table count these bytes
+constexpr float kNegInf = -__builtin_huge_valf();
+
+enum class Role { kLoader, kStore, kActivations, kConsumer };
+
+// One dependence of an op: the counter of the producing op must have seen all CTAs for instance `ordinal` of this step
+// (0 or negative: of the step before).
+struct Wait {
+  u32 counter;
+  u32 per_step;
+  int32_t ordinal;
+};
+
+// One row of the op table: per-layer facts of one op of the rolled layer loop.
+struct OpRow {
+  u32 present;
+  u32 layer;
+  u32 weights;  // image offset, kImageUnit bytes
+  u32 norm;     // image offset of the norm weights
+  u32 aux;      // image offset: rope table, router bias, or attention sink
+  u32 kv;       // KV cache offset of the layer, kImageUnit bytes
+  u32 n_waits;
+  u32 reserved;
+  Wait waits[3];
+  u32 pad[3];
+};
+static_assert(sizeof(OpRow) == 80, "the compiler writes 80-byte rows");
+
+// Device state that outlives a launch.
+struct State {
+  u32 epoch;       // steps executed since the session began
+  u32 stop;        // 1 after a stop token: the steps left in this launch are skipped
+  int32_t token;   // argmax of the last row of the previous step
+  u32 reserved[29];
+};
+
+struct Ring {
+  u32 slot, phase;
+  template <int N>
+  TK_FN void advance() {
+    if (++slot == N) {
+      slot = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+// Byte address of element (row n, column k) of an activation in B-fragment order:
+// [k16 step][lane = 4 n + (k % 8) / 2][2 (k % 16 / 8) + k % 2] bf16.
+TK_FN u32 frag_bytes(u32 n, u32 k) { return (((k >> 4) * 32 + n * 4 + ((k & 7) >> 1)) * 4 + ((k & 15) >> 3) * 2 + (k & 1)) * 2; }
+// The same element of an f32 partial: 4 bytes per element.
+TK_FN u32 frag_f32_bytes(u32 n, u32 k) { return frag_bytes(n, k) * 2; }
+
+// Shared memory of one CTA. Everything is 128-byte aligned because bulk copies land here.
+template <class C>
+struct Smem {
+  static constexpr u32 kBarriers = 0;
+  static constexpr u32 kWFull = kBarriers, kWEmpty = kWFull + 8 * C::kWStages;
+  static constexpr u32 kAFull = kWEmpty + 8 * C::kWStages, kAEmpty = kAFull + 8 * C::kASlots;
+  static constexpr u32 kXFull = kAEmpty + 8 * C::kASlots, kXEmpty = kXFull + 8 * C::kXSlots;
+  static constexpr u32 kRFull = kXEmpty + 8 * C::kXSlots, kREmpty = kRFull + 8;
+  static constexpr u32 kBarrierBytes = (kREmpty + 8 + 127) / 128 * 128;
+  static constexpr u32 kWeights = kBarrierBytes;
+  static constexpr u32 kActs = kWeights + C::kWStages * C::kWStageBytes;
+  static constexpr u32 kExchange = kActs + C::kASlots * C::kASlotBytes;
+  static constexpr u32 kRoute = kExchange + C::kXSlots * C::kXSlotBytes;
+  // routing record: n_active | expert ids | weights [slot][row] | selected ids [row][k] | selected weights [row][k]
+  static constexpr u32 kRouteIds = 16, kRouteWeights = kRouteIds + 4 * kMaxActive;
+  static constexpr u32 kRouteSelIds = kRouteWeights + 4 * kMaxActive * kRows, kRouteSelWeights = kRouteSelIds + 4 * 64;
+  static constexpr u32 kRouteBytes = (kRouteSelWeights + 4 * 64 + 127) / 128 * 128;
+  static constexpr u32 kTotal = kRoute + kRouteBytes;
+};
+
+// What a warp carries through the program: where it is in each ring, which step it runs, and its kernel parameters.
+template <class C>
+struct Ctx {
+  using S = Smem<C>;
+  tilecc_params p;
+  smem_t sb;
+  u32 cta, ncta, lane, warp;  // warp: index within its role
+  u32 base;                   // epoch at launch
+  u32 step;                   // step of this launch
+  u32 n_rows;                 // rows of this step
+  Ring w, a, x;               // weight ring, activation ring, exchange
+  u32 route_phase;
+  tk::Watch watch;
+
+  TK_FN const tilecc_step* step_desc() const { return p.steps + step; }
+  TK_FN const tilecc_row* row(u32 n) const { return step_desc()->rows + n; }
+  TK_FN u32* counter(u32 id) const { return reinterpret_cast<u32*>(p.workspace + C::kCounters + id * 128); }
+  TK_FN const State* state() const { return reinterpret_cast<const State*>(p.workspace + C::kState); }
+  TK_FN const uint8_t* image(u32 units) const { return p.image + static_cast<u64>(units) * kImageUnit; }
+  TK_FN smem_t w_full(u32 i) const { return sb + S::kWFull + 8 * i; }
+  TK_FN smem_t w_empty(u32 i) const { return sb + S::kWEmpty + 8 * i; }
+  TK_FN smem_t a_full(u32 i) const { return sb + S::kAFull + 8 * i; }
+  TK_FN smem_t a_empty(u32 i) const { return sb + S::kAEmpty + 8 * i; }
+  TK_FN smem_t x_full(u32 i) const { return sb + S::kXFull + 8 * i; }
+  TK_FN smem_t x_empty(u32 i) const { return sb + S::kXEmpty + 8 * i; }
+  TK_FN smem_t r_full() const { return sb + S::kRFull; }
+  TK_FN smem_t r_empty() const { return sb + S::kREmpty; }
+  TK_FN smem_t stage(u32 i) const { return sb + S::kWeights + i * C::kWStageBytes; }
+  TK_FN smem_t act(u32 i) const { return sb + S::kActs + i * C::kASlotBytes; }
+  TK_FN smem_t exchange(u32 i) const { return sb + S::kExchange + i * C::kXSlotBytes; }
+  TK_FN smem_t route() const { return sb + S::kRoute; }
+
+  TK_FN u32 target(const Wait& w_) const { return ncta * ((base + step) * w_.per_step + static_cast<u32>(w_.ordinal)); }
+
+  // Waits for every dependence of an op. Called by one converged warp; afterwards its lanes may read what the producers
+  // wrote with ordinary and (after the proxy fence) asynchronous loads.
+  TK_FN void wait_inputs(const OpRow& r) {
+    if (r.n_waits > 0) tk::wait_ge(counter(r.waits[0].counter), target(r.waits[0]), watch);
+    if (r.n_waits > 1) tk::wait_ge(counter(r.waits[1].counter), target(r.waits[1]), watch);
+    if (r.n_waits > 2) tk::wait_ge(counter(r.waits[2].counter), target(r.waits[2]), watch);
+    tk::fence_proxy_async();
+    tk::syncwarp();
+  }
+
+  // One arrival per (CTA, op), after all of this CTA's tiles: data-dependent tile counts do not change targets.
+  TK_FN void arrive(u32 counter_id) {
+    tk::fence_proxy_async();
+    tk::syncwarp();
+    tk::red_release(counter(counter_id), 1);
+    tk::syncwarp();
+  }
+};
+
+// First task of this CTA when `rotation` tasks have been dealt before: remainders do not pile up on the same CTAs.
+template <class C>
+TK_FN u32 first_task(const Ctx<C>& c, u32 rotation) {
+  const u32 shift = rotation % c.ncta;
+  return c.cta >= shift ? c.cta - shift : c.cta + c.ncta - shift;
+}
+}  // namespace tilecc

@@ -1,0 +1,96 @@
+// Routing, recomputed by every CTA from the router's logits (12 KB at full size) instead of being exchanged: top-k of every
+// row, then the ascending list of distinct experts with each row's weight, in shared memory. The activation warps compute
+// it; loader, consumers and store warp wait for it; all release it after the down projection.
+//
+// R (emitted): kExperts kTopK kPitch kLogits kScaling kNormTopK and topk(logits, bias, lane, ids, weights)
+#pragma once
+#include "op_common.cuh"
+
+namespace tilecc {
+template <class C, class R>
+struct Route {
+  using Cx = Ctx<C>;
+  using S = typename Cx::S;
+  static constexpr u32 kPerLane = (R::kExperts + 31) / 32;
+  static_assert(kRows * R::kTopK <= kMaxActive, "the active list holds rows * top-k experts");
+
+  static TK_FN void loader(Cx& c, const OpRow&) { wait(c); }
+  static TK_FN void consumer(Cx& c, const OpRow&) { wait(c); }
+  static TK_FN void store(Cx& c, const OpRow&) { wait(c); }
+  static TK_FN void wait(Cx& c) {
+    tk::mbar_wait(c.r_full(), c.route_phase, c.watch);
+    c.route_phase ^= 1;
+  }
+
+  static TK_FN void activations(Cx& c, const OpRow& r) {
+    c.wait_inputs(r);
+    tk::mbar_wait(c.r_empty(), c.route_phase ^ 1, c.watch);
+    c.route_phase ^= 1;
+    for (u32 n = c.warp; n < c.n_rows; n += C::kActWarps) select(c, r, n);
+    tk::bar_sync(1, C::kActWarps * 32);
+    if (c.warp == 0) {
+      build_list(c);
+      tk::syncwarp();
+      tk::mbar_arrive(c.r_full());
+    }
+    tk::bar_sync(1, C::kActWarps * 32);
+  }
+
+  static TK_FN void select(const Cx& c, const OpRow& r, u32 n) {
+    float logits[kPerLane], bias[kPerLane], weights[R::kTopK];
+    int ids[R::kTopK];
+    TK_UNROLL
+    for (u32 i = 0; i < kPerLane; ++i) {
+      const u32 e = i * 32 + c.lane;
+      logits[i] = e < R::kExperts ? tk::ldg_f32(c.p.workspace + R::kLogits + (n * R::kPitch + e) * 4) : 0.f;
+      bias[i] = e < R::kExperts ? tk::ldg_nc_f32(c.image(r.aux) + e * 4) : 0.f;
+    }
+    R::topk(logits, bias, static_cast<int>(c.lane), ids, weights);
+    if (c.lane == 0) {
+      TK_UNROLL
+      for (u32 k = 0; k < R::kTopK; ++k) {
+        tk::sts32(c.route() + S::kRouteSelIds + (n * R::kTopK + k) * 4, static_cast<u32>(ids[k]));
+        tk::sts_f32(c.route() + S::kRouteSelWeights + (n * R::kTopK + k) * 4, weights[k]);
+      }
+    }
+  }
+
+  // Lane l keeps the membership bits of experts 32 l .. 32 l + 31; prefix sums of their counts give each expert's slot.
+  static TK_FN void build_list(const Cx& c) {
+    static_assert(R::kExperts <= 1024, "one membership word per lane");
+    const u32 n = c.n_rows * R::kTopK;
+    u32 mask = 0;
+    for (u32 i = 0; i < n; ++i) {
+      const u32 e = tk::lds32(c.route() + S::kRouteSelIds + i * 4);
+      if (e / 32 == c.lane) mask |= 1u << (e % 32);
+    }
+    const u32 count = tk::popc(mask);
+    u32 before = count;
+    TK_UNROLL
+    for (u32 m = 1; m < 32; m *= 2) {
+      const u32 v = tk::shfl_up(before, m);
+      if (c.lane >= m) before += v;
+    }
+    const u32 active = tk::shfl_idx(before, 31);
+    before -= count;
+    for (u32 i = c.lane; i < active * kRows; i += 32) tk::sts32(c.route() + S::kRouteWeights + i * 4, 0);
+    u32 slot = before;
+    for (u32 bits = mask; bits != 0; bits &= bits - 1) {
+      const u32 lowest = tk::popc((bits & (0u - bits)) - 1);
+      tk::sts32(c.route() + S::kRouteIds + 4 * slot, c.lane * 32 + lowest);
+      ++slot;
+    }
+    tk::syncwarp();
+    for (u32 first = 0; first < n; first += 32) {
+      const u32 i = first + c.lane;
+      const u32 e = i < n ? tk::lds32(c.route() + S::kRouteSelIds + i * 4) : 0;
+      const u32 word = tk::shfl_idx(mask, e / 32), base = tk::shfl_idx(before, e / 32);
+      if (i < n) {
+        const u32 at = base + tk::popc(word & ((1u << (e % 32)) - 1));
+        tk::sts32(c.route() + S::kRouteWeights + (at * kRows + i / R::kTopK) * 4, tk::lds32(c.route() + S::kRouteSelWeights + i * 4));
+      }
+    }
+    if (c.lane == 0) tk::sts32(c.route(), active);
+  }
+};
+}  // namespace tilecc

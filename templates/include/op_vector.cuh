@@ -1,0 +1,122 @@
+// Ops without a main loop, run by the store warp: embedding, residual reduction, end of step. A unit is 64 columns of all
+// eight rows; a lane owns row lane / 4 and the four columns of every k16 step that its MMA fragment holds.
+#pragma once
+#include "op_common.cuh"
+
+namespace tilecc {
+template <class C>
+struct VectorOp {
+  static TK_FN void loader(Ctx<C>&, const OpRow&) {}
+  static TK_FN void activations(Ctx<C>&, const OpRow&) {}
+  static TK_FN void consumer(Ctx<C>&, const OpRow&) {}
+};
+
+TK_FN float sum_of_squares(tk::u32x2 v) {
+  const float a = tk::bf_lo(v.x), b = tk::bf_hi(v.x), c = tk::bf_lo(v.y), d = tk::bf_hi(v.y);
+  return (a * a + b * b) + (c * c + d * d);
+}
+
+// Partial sum of squares of a row over one unit, from the four lanes that hold the row.
+template <class Cx>
+TK_FN void put_sum_of_squares(const Cx& c, u64 offset, u32 unit, float s) {
+  s += tk::shfl_xor(s, 1);
+  s += tk::shfl_xor(s, 2);
+  if ((c.lane & 3) == 0) tk::stg_f32(c.p.workspace + offset + (unit * kRows + (c.lane >> 2)) * 4, s);
+}
+
+// x = E[token], rows that the step does not use are zero. E (emitted): kX kSumSq kColumns (padded) kUnits kRotation kCounter
+template <class C, class E>
+struct Embed : VectorOp<C> {
+  static TK_FN void store(Ctx<C>& c, const OpRow& r) {
+    u32 u = first_task(c, E::kRotation);
+    if (u < E::kUnits) {
+      c.wait_inputs(r);
+      const u32 g = c.lane >> 2, t = c.lane & 3;
+      int32_t token = 0;
+      if (g < c.n_rows) {
+        token = tk::ld_uniform(c.row(g)).token;
+        if (token < 0) token = tk::ldg_i32(&c.state()->token);
+      }
+      const uint8_t* row = c.image(r.weights) + static_cast<u64>(token) * E::kColumns * 2;
+      for (; u < E::kUnits; u += c.ncta) {
+        float s = 0.f;
+        TK_UNROLL
+        for (u32 j = 0; j < 4; ++j) {
+          const u32 step = u * 4 + j;
+          tk::u32x2 v = {0, 0};
+          if (g < c.n_rows) v = tk::ldg_nc64(row + step * 32 + t * 8);
+          tk::stg64(c.p.workspace + E::kX + (step * 32 + c.lane) * 8, v);
+          s += sum_of_squares(v);
+        }
+        put_sum_of_squares(c, E::kSumSq, u, s);
+      }
+    }
+    c.arrive(E::kCounter);
+  }
+};
+
+// x = round(x + sum of the partials in split order), and the partial sums of squares for the next norm.
+// R (emitted): kX kSumSq kPartials kSplits kColumns kUnits kRotation kCounter
+template <class C, class R>
+struct Reduce : VectorOp<C> {
+  static TK_FN void store(Ctx<C>& c, const OpRow& r) {
+    u32 u = first_task(c, R::kRotation);
+    if (u < R::kUnits) c.wait_inputs(r);
+    for (; u < R::kUnits; u += c.ncta) {
+      float s = 0.f;
+      TK_UNROLL
+      for (u32 j = 0; j < 4; ++j) {
+        const u32 step = u * 4 + j;
+        float y[4] = {0.f, 0.f, 0.f, 0.f};
+        for (u32 i = 0; i < R::kSplits; ++i) {
+          const tk::u32x4 p = tk::ldg128(c.p.workspace + R::kPartials + static_cast<u64>(i) * R::kColumns * kRows * 4 + (step * 32 + c.lane) * 16);
+          y[0] += tk::u2f(p.x), y[1] += tk::u2f(p.y), y[2] += tk::u2f(p.z), y[3] += tk::u2f(p.w);
+        }
+        uint8_t* at = c.p.workspace + R::kX + (step * 32 + c.lane) * 8;
+        const tk::u32x2 x = tk::ldg64(at);
+        const tk::u32x2 v = {tk::cvt_bf16x2(tk::bf_lo(x.x) + y[0], tk::bf_hi(x.x) + y[1]), tk::cvt_bf16x2(tk::bf_lo(x.y) + y[2], tk::bf_hi(x.y) + y[3])};
+        tk::stg64(at, v);
+        s += sum_of_squares(v);
+      }
+      put_sum_of_squares(c, R::kSumSq, u, s);
+    }
+    c.arrive(R::kCounter);
+  }
+};
+
+// End of step: folds the CTAs' argmax partials, publishes the tokens and the token that the next step may start from.
+// F (emitted): kPartials kRotation kCounter
+template <class C, class F>
+struct Commit : VectorOp<C> {
+  static TK_FN void store(Ctx<C>& c, const OpRow& r) {
+    if (c.cta == 0) {
+      c.wait_inputs(r);
+      int32_t token = -1;
+      for (u32 n = 0; n < c.n_rows; ++n) {
+        float best = kNegInf;
+        int32_t id = 0x7fffffff;
+        for (u32 i = c.lane; i < c.ncta; i += 32) {
+          const tk::u32x2 v = tk::ldg64(c.p.workspace + F::kPartials + (i * kRows + n) * 8);
+          argmax_pair(best, id, tk::u2f(v.x), static_cast<int32_t>(v.y), &best, &id);
+        }
+        TK_UNROLL
+        for (int m = 1; m < 32; m *= 2) {
+          const float v = tk::shfl_xor(best, m);
+          const int32_t i = tk::shfl_xor(id, m);
+          argmax_pair(best, id, v, i, &best, &id);
+        }
+        token = id;
+        if (c.lane == 0) tk::stg32(c.p.tokens_out + c.step * kRows + n, static_cast<u32>(id));
+      }
+      bool stop = false;
+      for (u32 i = 0; i < c.p.n_stop; ++i) stop |= token == tk::ldg_i32(c.p.stop_ids + i);
+      if (c.lane == 0) {
+        uint8_t* state = c.p.workspace + C::kState;
+        tk::stg32(state + offsetof(State, token), static_cast<u32>(token));
+        if (stop) tk::stg32(state + offsetof(State, stop), 1);
+      }
+    }
+    c.arrive(F::kCounter);
+  }
+};
+}  // namespace tilecc

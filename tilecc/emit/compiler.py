@@ -1,0 +1,176 @@
+"""compile_model: model file -> package directory. The whole compiler in one function, phase by phase."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tilecc import __version__
+from tilecc.diag import error
+from tilecc.emit.cuda import TEMPLATES, emit_cuda, smem_bytes, symbol
+from tilecc.emit.tables import build_tables
+from tilecc.ir.program import Program
+from tilecc.ir.tile import Weight
+from tilecc.package import ImageEntry, Manifest, Region
+from tilecc.passes.context import Decision, PassContext
+from tilecc.passes.pipeline import FUSE, PROGRAM, TILE_PASSES
+from tilecc.target import find_target
+from tilecc.weights.layout import lay_out, matrix_entry, vector_entry
+
+PHASES = ("trace", "tiles", "program", "cuda", "package")
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What `compile_model` made. `seconds` has one entry per phase; `manifest` is None if a phase stopped it earlier."""
+
+    package_dir: Path
+    seconds: dict[str, float]
+    manifest: Manifest | None
+    decisions: tuple[Decision, ...]
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+def compile_model(
+    model_file: Path,
+    *,
+    target: str,
+    out: Path,
+    config: dict[str, Any] | None = None,
+    max_context: int = 1024,
+    max_seqs: int = 1,
+    grid: int | None = None,
+    stop_after: str | None = None,
+) -> CompileResult:
+    """Compile a model file into the package directory `out`, which appears whole or not at all.
+
+    `max_context` in positions, `max_seqs` in sequences, `grid` the default number of CTAs (one per SM). With
+    `stop_after` (a name of PHASES) the texts made so far are returned and nothing is written. Raises TileccError
+    for the user's errors: TC01xx model file, TC02xx lowering, TC07xx target and options.
+    """
+    from tilecc.trace.capture import trace_model
+
+    machine = find_target(target)
+    for name, value, most in (("--max-context", max_context, 1 << 20), ("--max-seqs", max_seqs, 1 << 10)):
+        if not 1 <= value <= most:
+            raise error("TC0703", f"`{name} {value}` is outside 1 to {most}", help=f"choose {name} between 1 and {most}")
+    ctx = PassContext(machine, max_context, max_seqs)
+    seconds: dict[str, float] = {}
+    texts: dict[str, str] = {}
+
+    def result(manifest: Manifest | None = None) -> CompileResult:
+        return CompileResult(out, seconds, manifest, tuple(ctx.decisions), texts)
+
+    with _timed(seconds, "trace"):
+        graph = trace_model(model_file, config)
+        texts["00-graph.txt"] = graph.to_text()
+    if stop_after == "trace":
+        return result()
+    with _timed(seconds, "tiles"):
+        tiles = FUSE(graph, ctx)
+        for tile_pass in TILE_PASSES:
+            tiles = tile_pass(tiles, ctx)
+        texts["10-tiles.txt"] = tiles.to_text()
+    if stop_after == "tiles":
+        return result()
+    with _timed(seconds, "program"):
+        program = PROGRAM(tiles, ctx)
+        texts["20-program.txt"] = program.to_text()
+    if stop_after == "program":
+        return result()
+    with _timed(seconds, "cuda"):
+        source = emit_cuda(program, model_file.name)
+        texts["step.cu"] = source
+    if stop_after == "cuda":
+        return result()
+    with _timed(seconds, "package"):
+        image, image_bytes = lay_out(image_entry(w) for w in program.weights)
+        tables = build_tables(program, image)
+        manifest = Manifest(
+            name=program.name, model_file=model_file.name, target=target, tilecc_version=__version__,
+            config=config if config is not None else model_config(model_file), kernel=symbol(program),
+            source=f"kernels/{program.name}.cu", threads=program.threads, smem_bytes=smem_bytes(program),
+            default_grid=grid or machine.sms, max_context=max_context, max_seqs=max_seqs, vocab=program.vocab,
+            hidden=program.hidden, image_bytes=image_bytes, image=image, workspace_bytes=program.workspace_bytes,
+            workspace=[Region(r.name, r.offset, r.nbytes, "zero") for r in program.workspace], kv_bytes=program.kv_bytes,
+            tables_bytes=len(tables), decisions=[dataclasses.asdict(d) for d in ctx.decisions],
+        )  # fmt: skip
+        write_package(out, manifest, program, tables, texts)
+    return result(manifest)
+
+
+def image_entry(weight: Weight) -> ImageEntry:
+    """The image entry of a weight, not yet placed."""
+    if weight.kind == "matrix":
+        args = {k: int(v) for k, v in weight.args.items()}
+        return matrix_entry(
+            weight.name, weight.format, weight.rule, weight.sources, weight.rows, weight.cols, weight.experts, **args  # type: ignore[arg-type]
+        )
+    return vector_entry(weight.name, weight.kind, weight.sources, weight.rows, weight.cols, **weight.args)  # type: ignore[arg-type]
+
+
+def model_config(model_file: Path) -> dict[str, Any]:
+    """The configuration that the model file uses by itself."""
+    from tilecc.trace.load import import_model
+
+    default = getattr(import_model(model_file), "default_config", dict)
+    return dict(default())
+
+
+def write_package(out: Path, manifest: Manifest, program: Program, tables: bytes, texts: dict[str, str]) -> None:
+    """Write all files beside `out` under a temporary name, then put them in its place."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists() and not (out / "manifest.json").exists() and any(out.iterdir()):
+        raise error("TC0604", f"`{out}` exists and is not a package", help="choose another -o DIR, or empty it")
+    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        for folder in ("kernels", "ir"):
+            (work / folder).mkdir()
+        (work / manifest.source).write_text(texts["step.cu"])
+        for name, text in texts.items():
+            if name.endswith(".txt"):
+                (work / "ir" / name).write_text(text)
+        (work / manifest.tables).write_bytes(tables)
+        shutil.copytree(TEMPLATES / "include", work / "include")
+        (work / "report.txt").write_text(report(manifest, program))
+        manifest.save(work)
+        work.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        work.rename(out)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def report(manifest: Manifest, program: Program) -> str:
+    """The compile report: sizes, the program, and every decision with its reason."""
+    lines = [
+        f"{manifest.name} for {manifest.target}",
+        f"  {program.layers} layers, hidden {manifest.hidden}, vocabulary {manifest.vocab}, context {manifest.max_context}",
+        f"  {manifest.threads} threads and {manifest.smem_bytes} B of shared memory per CTA",
+        f"  weight image {manifest.image_bytes:,} B, workspace {manifest.workspace_bytes:,} B, KV cache {manifest.kv_bytes:,} B",
+        "",
+        "program of one step:",
+    ]
+    for title, names in (("", program.prologue), ("each layer: ", program.body), ("", program.epilogue)):
+        for name in names:
+            op = program.op_class(name)
+            lines.append(f"  {title}{name} x{op.per_step}  {op.doc}")
+    lines += ["", "decisions:"]
+    lines += [f"  [{d['pass_name']}] {d['subject']}: {d['choice']} ({d['reason']})" for d in manifest.decisions]
+    return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[phase] = round(time.perf_counter() - start, 3)

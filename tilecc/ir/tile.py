@@ -1,0 +1,163 @@
+"""TileGraph: the decode step as TileOps over named buffers, before it becomes one program.
+
+`fuse` makes it from a Graph; `tile` adds buffers, tile spaces and the boxes each op reads and writes; `edges` derives
+the hand-offs from overlapping boxes; `place` deals tasks to CTAs; `roles` and `rings` choose the machine of one CTA.
+Every field that a later pass fills is empty before. Boxes are half-open intervals per dimension; a data-dependent
+extent (rows, active experts, context) stands at its upper bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import ClassVar
+
+from tilecc.ir.graph import AttrValue
+from tilecc.ir.loc import UNKNOWN, Loc
+from tilecc.ir.text import ir_node, parse_ir, print_ir
+
+IR_VERSION = 1
+
+Box = tuple[tuple[int, int], ...]
+
+
+class Space(enum.Enum):
+    """Where a buffer lives, which decides the kinds of hand-off that may protect it."""
+
+    WORKSPACE = 0  # global memory, all CTAs
+    KV = 1  # global memory, outlives the launch
+    CTA = 2  # shared memory of one CTA, recomputed by each
+    IO = 3  # the caller's output buffers
+
+
+class HandOffKind(enum.Enum):
+    """How a consumer learns that a producer is done."""
+
+    MBARRIER = 0  # both run on the same CTA
+    COUNTER = 1  # GPU-scope epoch counter, one arrival per CTA
+
+
+@ir_node(positional=2)
+class Weight:
+    """One entry of the weight image; the fields are those of `tilecc.package.ImageEntry` before layout."""
+
+    name: str
+    kind: str
+    format: str = "-"
+    rule: str = "-"
+    sources: tuple[str, ...] = ()
+    rows: int = 0
+    cols: int = 0
+    experts: int = 0
+    args: dict[str, int | float] = dataclasses.field(default_factory=dict)
+
+
+@ir_node(positional=2)
+class Buffer:
+    """Named storage. `shape` is logical, in elements; `nbytes` what it takes in its layout, padding included."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    space: Space = Space.WORKSPACE
+
+
+@ir_node(positional=1)
+class Access:
+    """A box of a buffer."""
+
+    buffer: str
+    box: Box
+
+
+@ir_node(positional=1)
+class HandOff:
+    """This op waits for op `source`; `previous_step` when that is an instance of the step before."""
+
+    source: str
+    kind: HandOffKind
+    buffers: tuple[str, ...]
+    reason: str
+    previous_step: bool = False
+
+
+@ir_node
+class TileOp:
+    """One op of the step: what it fuses, its constants, and (later) its tiles, accesses and hand-offs.
+
+    `label` is the part of the name that instances of different layers share; `layer` is -1 outside the layers.
+    `weights` maps the op's uses ("matrix", "norm", "aux") to entries of the image.
+    """
+
+    name: str
+    kind: str
+    label: str
+    layer: int
+    fused: tuple[str, ...] = ()
+    attrs: dict[str, AttrValue] = dataclasses.field(default_factory=dict)
+    weights: dict[str, str] = dataclasses.field(default_factory=dict)
+    tiles: dict[str, int] = dataclasses.field(default_factory=dict)
+    reads: tuple[Access, ...] = ()
+    writes: tuple[Access, ...] = ()
+    hand_offs: tuple[HandOff, ...] = ()
+    rotation: int = 0
+    loc: Loc = UNKNOWN
+
+
+@ir_node(positional=1)
+class RoleSpec:
+    """A warp role: `warps` warps from `first_warp`. `registers` 0 leaves the budget to the launch bounds."""
+
+    name: str
+    first_warp: int
+    warps: int
+    registers: int = 0
+
+
+@ir_node(positional=1)
+class RingSpec:
+    """A ring of shared memory."""
+
+    name: str
+    slots: int
+    slot_bytes: int
+
+
+@ir_node
+class TileGraph:
+    """The step of one rank. Ops are in an order in which every hand-off of the step points backwards."""
+
+    IR_NAME: ClassVar[str] = "tiles"
+    IR_VERSION: ClassVar[int] = IR_VERSION
+
+    name: str
+    target: str
+    max_context: int
+    max_seqs: int
+    layers: int
+    hidden: int
+    vocab: int
+    ops: tuple[TileOp, ...]
+    weights: tuple[Weight, ...]
+    buffers: tuple[Buffer, ...] = ()
+    roles: tuple[RoleSpec, ...] = ()
+    rings: tuple[RingSpec, ...] = ()
+
+    def op(self, name: str) -> TileOp:
+        """The op of that name. Raises KeyError."""
+        for op in self.ops:
+            if op.name == name:
+                return op
+        raise KeyError(name)
+
+    def to_text(self) -> str:
+        """The printed TileGraph."""
+        return print_ir(self)
+
+    @staticmethod
+    def from_text(text: str, file: str = "<tiles>") -> TileGraph:
+        """Read a printed TileGraph. Raises TileccError as `parse_ir` does."""
+        graph = parse_ir(text, [TileGraph], file)
+        assert isinstance(graph, TileGraph)
+        return graph

@@ -1,0 +1,87 @@
+"""edges: derives the hand-offs of the step from overlapping boxes, removes the transitive ones, chooses a kind for each.
+
+Two steps are laid out one after the other, so that what an op must wait for across the step boundary is found by the
+same rule as everything else. Two accesses conflict if their boxes overlap and one of them writes (read after write,
+write after read, write after write). An edge is dropped when another path already orders its ends.
+
+    qkv writes `queries`, attention reads `queries`  =>  attention: HandOff("layers.3.qkv", COUNTER, ["queries"], ...)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tilecc.ir.tile import Access, HandOff, HandOffKind, Space, TileGraph, TileOp
+from tilecc.passes.context import PassContext
+
+
+def edges(graph: TileGraph, ctx: PassContext) -> TileGraph:
+    """Fill `hand_offs` of every op."""
+    count = len(graph.ops)
+    spaces = {b.name: b.space for b in graph.buffers}
+    conflicts = _conflicts(graph.ops, 2)
+    ancestors: list[int] = []
+    ops: list[TileOp] = list(graph.ops)
+    for index in range(2 * count):
+        known = 0
+        kept: list[tuple[int, tuple[str, ...]]] = []
+        for source in sorted(conflicts[index], reverse=True):
+            if not known >> source & 1:
+                kept.append((source, tuple(sorted(conflicts[index][source]))))
+                known |= ancestors[source] | 1 << source
+        ancestors.append(known)
+        if index >= count:
+            op = graph.ops[index - count]
+            hand_offs = tuple(_hand_off(graph.ops[s % count], op, b, s < count, spaces, ctx) for s, b in sorted(kept))
+            ops[index - count] = dataclasses.replace(op, hand_offs=hand_offs)
+    return dataclasses.replace(graph, ops=tuple(ops))
+
+
+def _conflicts(ops: tuple[TileOp, ...], steps: int) -> list[dict[int, set[str]]]:
+    """For each op of each step: the earlier ops it conflicts with, and over which buffers.
+
+    A write that covers older accesses entirely stands for them: they are ordered before it already.
+    """
+    live: dict[str, list[tuple[int, Access, bool]]] = {}
+    found: list[dict[int, set[str]]] = []
+    for index in range(steps * len(ops)):
+        op = ops[index % len(ops)]
+        mine: dict[int, set[str]] = {}
+        for access, writes in [(a, False) for a in op.reads] + [(a, True) for a in op.writes]:
+            for source, other, wrote in live.get(access.buffer, []):
+                if (wrote or writes) and source != index and overlap(access, other):
+                    mine.setdefault(source, set()).add(access.buffer)
+        for access, writes in [(a, False) for a in op.reads] + [(a, True) for a in op.writes]:
+            old = live.get(access.buffer, [])
+            if writes:
+                old = [(s, a, w) for s, a, w in old if s == index or not covers(access, a)]
+            live[access.buffer] = [*old, (index, access, writes)]
+        found.append(mine)
+    return found
+
+
+def overlap(a: Access, b: Access) -> bool:
+    """Whether two boxes of one buffer share an element."""
+    return all(lo < other_hi and other_lo < hi for (lo, hi), (other_lo, other_hi) in zip(a.box, b.box, strict=True))
+
+
+def covers(a: Access, b: Access) -> bool:
+    """Whether box `a` contains box `b`."""
+    return all(lo <= other_lo and other_hi <= hi for (lo, hi), (other_lo, other_hi) in zip(a.box, b.box, strict=True))
+
+
+def _hand_off(
+    source: TileOp, op: TileOp, buffers: tuple[str, ...], previous: bool, spaces: dict[str, Space], ctx: PassContext
+) -> HandOff:
+    target = ctx.target
+    if any(spaces[b] is Space.CTA for b in buffers):
+        kind = HandOffKind.MBARRIER
+        reason = f"every CTA recomputes {', '.join(buffers)}: same-CTA mbarrier, {target.mbarrier_hand_off * 1e9:.0f} ns"
+    else:
+        kind = HandOffKind.COUNTER
+        reason = (
+            f"tiles of {source.label} lie on all CTAs, so a same-CTA mbarrier is not legal: epoch counter, "
+            f"{target.counter_hand_off * 1e6:.2f} us"
+        )
+    ctx.decide("edges", f"{source.label} -> {op.label}", kind.name.lower(), reason)
+    return HandOff(source.name, kind, buffers, reason, previous)

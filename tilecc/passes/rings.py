@@ -1,0 +1,58 @@
+"""rings: shared memory of one CTA. The weight ring runs across operator boundaries and takes what the others leave, up to
+what keeps the memory system busy; activations and KV blocks share a ring of K chunks; the exchange carries the
+consumers' partial sums to the store warp.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tilecc.diag import error
+from tilecc.ir.tile import RingSpec, TileGraph
+from tilecc.passes.context import PassContext
+from tilecc.passes.tile import ceil_div
+
+BLOCK_BYTES = {"bf16": 4096, "f32": 8192, "fp8_block": 2112, "mxfp4": 1088}
+ACTIVATION_SLOTS = 8
+EXCHANGE_SLOTS = 2
+MAX_WEIGHT_STAGES = 8
+MIN_WEIGHT_STAGES = 3
+FIXED_BYTES = 4096
+"""Barriers and the routing record: checked against the emitted layout by a static_assert."""
+
+
+def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
+    """Fill `rings`. Raises TileccError TC0223 if not even the shortest weight ring fits."""
+    consumers = next(r.warps for r in graph.roles if r.name == "consumer")
+    weights = {w.name: w for w in graph.weights}
+    stage = activation = exchange = 0
+    for op in graph.ops:
+        if "chunk" in op.tiles:
+            block = BLOCK_BYTES[weights[op.weights["matrix"]].format]
+            stage = max(stage, op.tiles["group"] * op.tiles["chunk"] * block)
+            activation = max(activation, op.tiles["chunk"] * 2048)
+            exchange = max(exchange, consumers * op.tiles["group"] * 512)
+        if op.kind == "attention":
+            steps, v_tiles = ceil_div(int(op.attrs["head_dim"]), 16), ceil_div(int(op.attrs["v_head_dim"]), 8)
+            activation = max(activation, steps * 512, (2 * steps + v_tiles) * 256)
+            exchange = max(exchange, consumers * (v_tiles * 512 + 128))
+    stage, activation, exchange = (ceil_div(n, 128) * 128 for n in (stage, activation, exchange))
+    left = ctx.target.smem_per_cta - FIXED_BYTES - ACTIVATION_SLOTS * activation - EXCHANGE_SLOTS * exchange
+    stages = min(MAX_WEIGHT_STAGES, left // stage)
+    if stages < MIN_WEIGHT_STAGES:
+        raise error(
+            "TC0223",
+            f"shared memory of `{ctx.target.name}` does not hold {MIN_WEIGHT_STAGES} weight stages",
+            note=f"{ctx.target.smem_per_cta} B per CTA; activations {ACTIVATION_SLOTS} x {activation} B, exchange "
+            f"{EXCHANGE_SLOTS} x {exchange} B, one weight stage {stage} B",
+            help="use smaller attention heads",
+        )
+    ctx.decide("rings", "weight ring", f"{stages} stages of {stage} B", f"{stages * stage // 1024} KiB in flight per SM")
+    return dataclasses.replace(
+        graph,
+        rings=(
+            RingSpec("weights", stages, stage),
+            RingSpec("activations", ACTIVATION_SLOTS, activation),
+            RingSpec("exchange", EXCHANGE_SLOTS, exchange),
+        ),
+    )

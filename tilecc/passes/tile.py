@@ -1,0 +1,235 @@
+"""tile: chooses tile shapes and K splits, and gives every op its tile space and the boxes it reads and writes.
+
+    TileOp("layers.3.o_proj", attrs={...})
+      =>  TileOp(..., tiles={"tiles": 16, "blocks": 2, "splits": 2, "group": 2, "chunk": 2, "tasks": 16},
+                 reads=[Access("attention", [[0, 8], [0, 256]])], writes=[Access("partials", ...)])
+
+Sizes that do not divide are padded with zero weights: an m16 tile takes up to 16 rows, a K block 128 columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from tilecc.diag import error
+from tilecc.ir.tile import Access, Buffer, Space, TileGraph, TileOp, Weight
+from tilecc.passes.context import PassContext
+
+ROWS = 8
+TILE_ROWS = 16
+BLOCK_COLS = 128
+UNIT_COLS = 64
+KV_BLOCK = 16
+MAX_GRID = 256
+GROUP = 2
+CHUNK = {"bf16": 2, "f32": 1, "fp8_block": 2, "mxfp4": 2}
+MAX_SPLITS = 4
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Smallest integer not below a / b."""
+    return -(-a // b)
+
+
+def pad(n: int, multiple: int = BLOCK_COLS) -> int:
+    """n rounded up to a multiple."""
+    return ceil_div(n, multiple) * multiple
+
+
+def tile(graph: TileGraph, ctx: PassContext) -> TileGraph:
+    """Fill `tiles`, `reads`, `writes` and the buffers. Raises TileccError TC0222 for sizes that do not fit."""
+    return _Tiler(graph, ctx).run()
+
+
+class _Tiler:
+    def __init__(self, graph: TileGraph, ctx: PassContext) -> None:
+        self.graph, self.ctx = graph, ctx
+        self.weights = {w.name: w for w in graph.weights}
+        self.buffers: dict[str, Buffer] = {}
+        self.columns = pad(graph.hidden)
+
+    def run(self) -> TileGraph:
+        if self.graph.hidden % 16:
+            raise self.unfit(self.graph.ops[0], f"hidden size {self.graph.hidden} is not a multiple of 16, the columns of one MMA step")
+        table: dict[str, Callable[[TileOp], TileOp]] = {
+            "embed": self.embed, "qkv": self.qkv, "attention": self.attention, "attention_merge": self.attention_merge,
+            "project": self.project, "reduce": self.reduce, "router": self.router, "route": self.route,
+            "gate_up": self.gate_up, "experts_up": self.experts_up, "experts_down": self.experts_down,
+            "head": self.head, "commit": self.commit,
+        }  # fmt: skip
+        self.partial_splits = {op.name: self.splits(op) for op in self.graph.ops if op.kind in ("project", "experts_down")}
+        ops = tuple(table[op.kind](op) for op in self.graph.ops)
+        self.space("counters", "u32", (1,), 0)  # sized by `program`, which numbers the counters
+        return dataclasses.replace(self.graph, ops=ops, buffers=tuple(self.buffers.values()))
+
+    # ---- helpers -------------------------------------------------------------------------------------------------
+
+    def unfit(self, op: TileOp, message: str) -> Exception:
+        return error("TC0222", message, span=op.loc.span(op.name), help="change the size in config.json")
+
+    def space(self, name: str, dtype: str, shape: tuple[int, ...], nbytes: int, space: Space = Space.WORKSPACE) -> Access:
+        """The whole buffer as an access; the buffer grows to the largest shape asked for."""
+        old = self.buffers.get(name)
+        if old is not None:
+            shape = tuple(max(a, b) for a, b in zip(old.shape, shape, strict=True))
+            nbytes = max(nbytes, old.nbytes)
+        self.buffers[name] = Buffer(name, dtype, shape, nbytes, space)
+        return Access(name, tuple((0, n) for n in shape))
+
+    def x(self) -> Access:
+        return self.space("x", "bf16", (ROWS, self.columns), self.columns * ROWS * 2)
+
+    def sum_sq(self) -> Access:
+        units = ceil_div(self.graph.hidden, UNIT_COLS)
+        return self.space("sum_sq", "f32", (units, ROWS), units * ROWS * 4)
+
+    def state(self) -> Access:
+        return self.space("state", "u32", (32,), 128)
+
+    def attention_out(self, op: TileOp) -> Access:
+        cols = int(op.attrs["heads"]) * int(op.attrs["v_head_dim"])
+        return self.space("attention", "bf16", (ROWS, cols), pad(cols) * ROWS * 2)
+
+    def partials(self, splits: int) -> Access:
+        return self.space("partials", "f32", (splits, ROWS, self.columns), splits * ROWS * self.columns * 4)
+
+    def hidden(self, name: str, width: int, slots: int = 1) -> Access:
+        return self.space(name, "bf16", (slots, ROWS, width), slots * ROWS * pad(width) * 2)
+
+    def routing(self) -> Access:
+        return self.space("routing", "u32", (1,), 0, Space.CTA)
+
+    def kv(self, op: TileOp) -> Access:
+        a = op.attrs
+        head_steps, value_tiles = ceil_div(int(a["head_dim"]), 16), ceil_div(int(a["v_head_dim"]), 8)
+        blocks = self.kv_blocks(int(a["window"]))
+        nbytes = self.graph.max_seqs * int(a["kv_heads"]) * blocks * (2 * head_steps + value_tiles) * 256
+        return self.space(f"kv.{op.layer}", "bf16", (self.graph.max_seqs, blocks * KV_BLOCK), nbytes, Space.KV)
+
+    def kv_blocks(self, window: int) -> int:
+        """Blocks of one sequence: all positions, or a ring that holds the window and the rows of a step."""
+        every = ceil_div(self.graph.max_context, KV_BLOCK)
+        return min(every, ceil_div(window + ROWS - 1, KV_BLOCK) + 1) if window else every
+
+    def matrix(self, op: TileOp) -> Weight:
+        return self.weights[op.weights["matrix"]]
+
+    def gemv(self, op: TileOp, tiles: int, splits: int = 1, slots: int = 1) -> dict[str, int]:
+        weight = self.matrix(op)
+        if weight.format == "mxfp4" and weight.cols % 32:
+            raise self.unfit(op, f"`{weight.name}` has {weight.cols} columns; MXFP4 scales cover 32 columns each")
+        blocks, group = ceil_div(weight.cols, BLOCK_COLS), min(GROUP, tiles)
+        chunk = min(CHUNK[weight.format], ceil_div(blocks, splits if op.kind != "experts_down" else 1))
+        tasks = ceil_div(tiles, group) * splits * slots
+        return {"tiles": tiles, "blocks": blocks, "splits": splits, "group": group, "chunk": chunk, "tasks": tasks}
+
+    def splits(self, op: TileOp) -> int:
+        """K splits of a projection into the residual: enough tasks for every SM, a constant of the Program."""
+        weight = self.matrix(op)
+        tasks = ceil_div(ceil_div(weight.rows, TILE_ROWS), GROUP)
+        most = weight.experts if op.kind == "experts_down" else ceil_div(weight.cols, BLOCK_COLS)
+        splits = max(1, min(most, MAX_SPLITS, self.ctx.target.sms // tasks))
+        self.ctx.decide(
+            "tile", op.label, f"{splits} K splits",
+            f"{tasks} groups of m16 tiles for {self.ctx.target.sms} SMs; partials are added in split order",
+        )  # fmt: skip
+        return splits
+
+    def make(self, op: TileOp, tiles: dict[str, int], reads: list[Access], writes: list[Access]) -> TileOp:
+        return dataclasses.replace(op, tiles=tiles, reads=tuple(reads), writes=tuple(writes))
+
+    # ---- ops -----------------------------------------------------------------------------------------------------
+
+    def embed(self, op: TileOp) -> TileOp:
+        units = ceil_div(self.graph.hidden, UNIT_COLS)
+        return self.make(op, {"units": units, "tasks": units}, [self.state()], [self.x(), self.sum_sq()])
+
+    def qkv(self, op: TileOp) -> TileOp:
+        a = op.attrs
+        heads, kv_heads, dim, v_dim, rotary = (int(a[k]) for k in ("heads", "kv_heads", "head_dim", "v_head_dim", "rotary"))
+        if heads // kv_heads > TILE_ROWS:
+            raise self.unfit(op, f"{heads} query heads on {kv_heads} KV heads: at most {TILE_ROWS} may share one KV head")
+        if v_dim % 2:
+            raise self.unfit(op, f"value head size {v_dim} is odd; two neighbouring values share a word")
+        rope_tiles = ceil_div(rotary // 2, 8)
+        qk_tiles, v_tiles = rope_tiles + ceil_div(dim - rotary, TILE_ROWS), ceil_div(v_dim, TILE_ROWS)
+        tiles = (heads + kv_heads) * qk_tiles + kv_heads * v_tiles
+        steps = ceil_div(dim, 16)
+        queries = self.space("queries", "bf16", (ROWS, heads, dim), ROWS * kv_heads * steps * 512)
+        space = self.gemv(op, tiles) | {"rope_tiles": rope_tiles, "qk_tiles": qk_tiles, "v_tiles": v_tiles, "kv_blocks": self.kv_blocks(int(a["window"]))}
+        return self.make(op, space, [self.x(), self.sum_sq()], [queries, self.kv(op)])
+
+    def attention(self, op: TileOp) -> TileOp:
+        a = op.attrs
+        heads, kv_heads, splits = int(a["heads"]), int(a["kv_heads"]), int(a["splits"])
+        steps = ceil_div(int(a["head_dim"]), 16)
+        queries = self.space("queries", "bf16", (ROWS, heads, int(a["head_dim"])), ROWS * kv_heads * steps * 512)
+        out = self.attention_out(op) if splits == 1 else self.split_out(op)
+        tiles = {"splits": splits, "kv_blocks": self.kv_blocks(int(a["window"])), "tasks": ROWS * kv_heads * splits}
+        return self.make(op, tiles, [queries, self.kv(op)], [out])
+
+    def split_out(self, op: TileOp) -> Access:
+        heads, splits, width = int(op.attrs["heads"]), int(op.attrs["splits"]), 2 + int(op.attrs["v_head_dim"])
+        return self.space("attention_partials", "f32", (ROWS * heads, splits, width), ROWS * heads * splits * width * 4)
+
+    def attention_merge(self, op: TileOp) -> TileOp:
+        tiles = {"splits": int(op.attrs["splits"]), "tasks": ROWS * int(op.attrs["heads"])}
+        return self.make(op, tiles, [self.split_out(op)], [self.attention_out(op)])
+
+    def project(self, op: TileOp) -> TileOp:
+        weight, splits = self.matrix(op), self.partial_splits[op.name]
+        if op.attrs["input"] == "attention":
+            source = self.space("attention", "bf16", (ROWS, weight.cols), pad(weight.cols) * ROWS * 2)
+        else:
+            source = self.hidden("hidden", weight.cols)
+        return self.make(op, self.gemv(op, ceil_div(weight.rows, TILE_ROWS), splits), [source], [self.partials(splits)])
+
+    def reduce(self, op: TileOp) -> TileOp:
+        producer = str(op.attrs["producer"])
+        splits = self.partial_splits[f"layers.{op.layer}.{producer}" if op.layer >= 0 else producer]
+        units = ceil_div(self.graph.hidden, UNIT_COLS)
+        tiles = {"units": units, "splits": splits, "tasks": units}
+        return self.make(op, tiles, [self.partials(splits), self.x()], [self.x(), self.sum_sq()])
+
+    def router(self, op: TileOp) -> TileOp:
+        experts = int(op.attrs["experts"])
+        space = self.gemv(op, ceil_div(experts, TILE_ROWS)) | {"pitch": pad(experts, 32)}
+        return self.make(op, space, [self.x(), self.sum_sq()], [self.router_logits(experts)])
+
+    def router_logits(self, experts: int) -> Access:
+        return self.space("router_logits", "f32", (ROWS, pad(experts, 32)), ROWS * pad(experts, 32) * 4)
+
+    def route(self, op: TileOp) -> TileOp:
+        experts, k = int(op.attrs["experts"]), int(op.attrs["k"])
+        if k > 8 or experts > 1024:
+            raise self.unfit(op, f"top-{k} of {experts} experts: at most 8 of 1024 are supported")
+        return self.make(op, {"pitch": pad(experts, 32), "tasks": 0}, [self.router_logits(experts)], [self.routing()])
+
+    def active(self, op: TileOp) -> int:
+        return min(int(op.attrs["experts"]), ROWS * int(op.attrs["k"]))
+
+    def gate_up(self, op: TileOp) -> TileOp:
+        width = int(op.attrs["width"])
+        return self.make(op, self.gemv(op, ceil_div(width, 8)), [self.x(), self.sum_sq()], [self.hidden("hidden", width)])
+
+    def experts_up(self, op: TileOp) -> TileOp:
+        width, active = int(op.attrs["width"]), self.active(op)
+        space = self.gemv(op, ceil_div(width, 8), slots=active)
+        return self.make(op, space, [self.x(), self.sum_sq(), self.routing()], [self.hidden("expert_hidden", width, active)])
+
+    def experts_down(self, op: TileOp) -> TileOp:
+        weight, splits = self.matrix(op), self.partial_splits[op.name]
+        space = self.gemv(op, ceil_div(weight.rows, TILE_ROWS), splits)
+        return self.make(op, space, [self.hidden("expert_hidden", weight.cols, self.active(op)), self.routing()], [self.partials(splits)])
+
+    def head(self, op: TileOp) -> TileOp:
+        rows = int(op.attrs["rows"])
+        out = self.space("argmax", "f32", (MAX_GRID, ROWS), MAX_GRID * ROWS * 8)
+        logits = self.space("logits", "f32", (ROWS, rows), 0, Space.IO)
+        return self.make(op, self.gemv(op, ceil_div(rows, TILE_ROWS)), [self.x(), self.sum_sq()], [out, logits])
+
+    def commit(self, op: TileOp) -> TileOp:
+        out = self.space("argmax", "f32", (MAX_GRID, ROWS), MAX_GRID * ROWS * 8)
+        tokens = self.space("tokens", "i32", (ROWS,), 0, Space.IO)
+        return self.make(op, {"tasks": 1}, [out], [self.state(), tokens])

@@ -1,0 +1,5 @@
+"""Target machines as data: limits and costs, each with its source."""
+
+from tilecc.target.table import TARGETS, Target, find_target
+
+__all__ = ["TARGETS", "Target", "find_target"]
