@@ -106,9 +106,9 @@ The file given with `--config`, or the checkpoint's `config.json`, does not exis
     "TC0109": Entry(
         title="decode step raises an exception",
         explanation="""
-Tracing runs the module's `forward` (and `caches`, `checkpoint_spec`) once on meta tensors, which have shapes but no
-values. It raised an exception. The diagnostic points at the innermost line of the model; set TILECC_BACKTRACE=1 for
-the whole traceback.
+Tracing runs the module's `forward` (and `caches`, `checkpoint_spec`) once on meta tensors, which have
+shapes but no values. It raised an exception. The diagnostic points at the innermost line of the model; set
+TILECC_BACKTRACE=1 for the whole traceback.
 """,
         wrong="""
 def forward(self, tokens, positions, seqs, *caches):
@@ -142,8 +142,8 @@ quantised matrix must be a multiple of what its format needs.
         title="dtype that cannot be lowered",
         explanation="""
 All compute of a decode step is float32, with values rounded to bf16 where the kernel rounds them
-(`torch.ops.tilecc.round`); token ids, positions and indices are int64. Parameters are held in float32, whatever
-their stored format. A value of another dtype was met.
+(`torch.ops.tilecc.round`); token ids, positions and indices are int64. Parameters are held in float32,
+whatever their stored format. A value of another dtype was met.
 """,
         wrong="x = F.embedding(tokens, self.embed.bfloat16())",
         right="x = F.embedding(tokens, self.embed)",
@@ -151,8 +151,9 @@ their stored format. A value of another dtype was met.
     "TC0210": Entry(
         title="malformed IR text",
         explanation="""
-The text of an IR (`ir/*.txt` of a package) does not parse. It starts with a line `tilecc.<ir> <version>`, followed
-by one constructor call made of nodes, strings, numbers, lists and dicts with string keys. The diagnostic has the line.
+The text of an IR (`ir/*.txt` of a package) does not parse. It starts with a line `tilecc.<ir> <version>`,
+followed by one constructor call made of nodes, strings, numbers, lists and dicts with string keys. The
+diagnostic has the line.
 """,
         wrong="""
 tilecc.graph 1
@@ -166,8 +167,8 @@ Graph("tiny", nodes=[Node("x", "silu", inputs=["h"], results=[Value("x", "f32", 
     "TC0211": Entry(
         title="IR text of another version",
         explanation="""
-The first line of an IR text names the IR and its version. The version changes whenever an IR gains or loses a field
-or a rule, and older text is not converted: compile the model again.
+The first line of an IR text names the IR and its version. The version changes whenever an IR gains or loses
+a field or a rule, and older text is not converted: compile the model again.
 """,
         wrong="tilecc.graph 0",
         right="tilecc.graph 1",
@@ -175,9 +176,10 @@ or a rule, and older text is not converted: compile the model again.
     "TC0212": Entry(
         title="IR breaks a rule of its verifier",
         explanation="""
-Every IR has a list of small named rules (a value is defined before it is used, shapes agree, ...). The rule's name
-stands in brackets at the end of the message. For an IR that was edited by hand, correct it there; for one that the
-compiler made from a model file it points to an op that was used in a way that cannot be lowered.
+Every IR has a list of small named rules (a value is defined before it is used, shapes agree, ...). The
+rule's name stands in brackets at the end of the message. For an IR that was edited by hand, correct it
+there; for one that the compiler made from a model file it points to an op that was used in a way that
+cannot be lowered.
 """,
         wrong='Node("h", "add", inputs=["x", "missing"], results=[...])',
         right='Node("h", "add", inputs=["x", "y"], results=[...])',

@@ -80,6 +80,15 @@ Text prompts need the model's own `tokenizer.json` in the checkpoint directory. 
         wrong="tilecc run PACKAGE --checkpoint DIR_WITHOUT_TOKENIZER --prompt 'def '",
         right="tilecc run PACKAGE --checkpoint DIR --prompt 'def '      # DIR/tokenizer.json exists",
     ),
+    "TC0409": Entry(
+        title="model file of a package not found",
+        explanation="""
+The reference device runs the model file itself. A package names its model file but does not contain it; it is
+looked for in the current directory, in `models/` and in the installed tilecc.
+""",
+        wrong="tilecc run build/mine-sm_90a --checkpoint DIR --prompt 'x' --device reference",
+        right="tilecc run mine.py --checkpoint DIR --prompt 'x' --device reference",
+    ),
     "TC0501": Entry(
         title="nvcc not found",
         explanation="""
@@ -165,5 +174,14 @@ again with the installed version.
 """,
         wrong="a package whose tables.bin was deleted",
         right="tilecc compile MODEL --target sm_90a",
+    ),
+    "TC0604": Entry(
+        title="output directory is not a package",
+        explanation="""
+`tilecc compile` replaces its output directory as a whole. To protect other files it does so only if the
+directory is missing, empty, or a package.
+""",
+        wrong="tilecc compile MODEL --target sm_90a -o .",
+        right="tilecc compile MODEL --target sm_90a -o build/mine",
     ),
 }

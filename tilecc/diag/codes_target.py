@@ -34,4 +34,14 @@ count below one. The diagnostic names the option and what it takes.
         right="tilecc logits MODEL --checkpoint DIR --ids 1,2 -o out.npy",
         exit_code=2,
     ),
+    "TC0704": Entry(
+        title="no target given",
+        explanation="""
+`tilecc compile` needs `--target`: shared memory, registers and instructions differ between architectures, so
+there is no sensible default.
+""",
+        wrong="tilecc compile models/mimo_tiny.py",
+        right="tilecc compile models/mimo_tiny.py --target sm_90a",
+        exit_code=2,
+    ),
 }

@@ -10,7 +10,7 @@ class Entry:
     """What ``tilecc explain CODE`` prints.
 
     ``title`` is one line; ``explanation`` says why the rule exists and what to do, in a few sentences;
-    ``wrong`` and ``right`` are short inputs (a model file, a command line, a config) before and after the fix.
+    ``wrong`` and ``right`` are short inputs (a model file, a command line, a config) before and after.
     ``exit_code`` is what the command line returns when this is the worst finding.
     """
 

@@ -26,9 +26,9 @@ class Span:
 class Diagnostic:
     """One finding.
 
-    ``message`` is one lower-case line without a final full stop, understandable alone, with values in backticks.
-    ``notes`` hold facts (required against available, with units); ``help`` holds actions. ``span`` is the user's
-    own place; ``secondary`` are further places ("traced here", "first consumer here").
+    ``message`` is one lower-case line without a final full stop, understandable alone, values in backticks.
+    ``notes`` hold facts (required against available, with units); ``help`` holds actions. ``span`` is the
+    user's own place; ``secondary`` are further places ("traced here", "first consumer here").
     """
 
     code: str

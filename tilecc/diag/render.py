@@ -1,13 +1,13 @@
 """Text and JSON forms of diagnostics, in the layout that rustc made familiar.
 
-    error[TC0102]: model file has no `decode_step`
-      --> models/foo.py:1
-       |
-     1 | import torch
-       | ^^^^^^^^^^^^ nothing here defines it
-       = note: ...
-       = help: ...
-       = see:  tilecc explain TC0102
+error[TC0102]: model file has no `decode_step`
+  --> models/foo.py:1
+   |
+ 1 | import torch
+   | ^^^^^^^^^^^^ nothing here defines it
+   = note: ...
+   = help: ...
+   = see:  tilecc explain TC0102
 """
 
 from __future__ import annotations
