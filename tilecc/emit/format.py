@@ -1,23 +1,66 @@
-"""clang-format of emitted text, with the project's style, so that goldens do not depend on the user's settings."""
+"""Lays out emitted C++ with clang-format, so that people can read and diff it.
+
+The style lives here and not in a file looked up from the working directory: an installed tilecc must write the
+same bytes everywhere. The binary comes from the ``clang-format`` package, never from PATH, for the same reason.
+"""
 
 from __future__ import annotations
 
 import subprocess
-import sys
-from pathlib import Path
+from functools import cache
 
 from tilecc.diag import InternalError
 
-STYLE = "{BasedOnStyle: Google, ColumnLimit: 120, IndentPPDirectives: None, SortIncludes: Never, ReflowComments: Never}"
+# The same settings as the hand-written headers of templates/include.
+STYLE: dict[str, str | int | bool] = {
+    "BasedOnStyle": "Google",
+    "ColumnLimit": 120,
+    "DerivePointerAlignment": False,
+    "PointerAlignment": "Left",
+    "AllowShortFunctionsOnASingleLine": "All",
+    "AllowShortIfStatementsOnASingleLine": "WithoutElse",
+    "AllowShortLoopsOnASingleLine": True,
+    "SortIncludes": "Never",
+    "ReflowComments": "Never",
+    "StatementMacros": "[TK_UNROLL]",
+    "InsertNewlineAtEOF": True,
+}
 
 
-def clang_format(text: str) -> str:
-    """Formatted C++ text. Raises InternalError when the formatter fails."""
-    beside = Path(sys.executable).with_name("clang-format")
-    run = subprocess.run(
-        [str(beside) if beside.exists() else "clang-format", f"--style={STYLE}"],
-        input=text, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if run.returncode != 0:
-        raise InternalError(f"clang-format failed: {run.stderr.strip()}")
-    return run.stdout
+def style_text() -> str:
+    """Return the style as the content of a ``.clang-format`` file."""
+    return "".join(f"{key}: {_yaml(value)}\n" for key, value in STYLE.items())
+
+
+def clang_format(text: str, filename: str = "kernel.cuh") -> str:
+    """Return ``text`` (C++ or CUDA) in the house layout. ``filename`` tells clang-format the language by suffix.
+
+    Deterministic for one version of clang-format. Raises InternalError when clang-format refuses the text or is
+    not installed: both are faults of tilecc or of its installation, not of the user's model.
+    """
+    style = "{" + ", ".join(f"{key}: {_yaml(value)}" for key, value in STYLE.items()) + "}"
+    done = subprocess.run(
+        [_binary(), f"--style={style}", f"--assume-filename={filename}"],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise InternalError(f"clang-format failed with status {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+@cache
+def _binary() -> str:
+    try:
+        from clang_format import get_executable
+    except ImportError as e:
+        raise InternalError(
+            "the Python package clang-format, which tilecc depends on, is not installed"
+        ) from e
+    return str(get_executable("clang-format"))
+
+
+def _yaml(value: str | int | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

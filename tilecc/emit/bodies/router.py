@@ -1,73 +1,91 @@
-"""The router's selection, one warp per row: lane l holds experts l, l + 32, ... (model page, section 2.5)."""
+"""Expert selection of one token row by one warp (mimo.md 2.5)."""
 
-# mypy: ignore-errors
-# ruff: noqa: F821
+from typing import Any
+
 from tvm.script import tirx as T
 
-LOG2E = 1.4426950408889634
-NEG_INF = float("-inf")
-NONE = 1 << 30
+from tilecc.diag import InternalError
+from tilecc.emit.bodies.common import NEG_INF, shfl_f32, shfl_i32, sigma
+
+# An expert competes as (score, key): larger score, then lower key. The key is its id, plus one of these for classes
+# that stand behind every ordinary -inf, because their score is set to -inf.
+NAN_KEY = 1 << 16
+NOT_AN_EXPERT = 2 << 16
+TAKEN = 3 << 16
 
 
-def router_topk(experts, k):
+def router_topk(experts: int, top_k: int) -> Any:
+    """Top-k of sigmoid(logit) + bias, descending, ties to the lower id, NaN last; weights without the bias."""
+    if not 1 <= top_k <= experts < NAN_KEY:
+        raise InternalError(f"a router cannot choose {top_k} of {experts} experts")
     per_lane = (experts + 31) // 32
 
+    # Lane l holds expert i * 32 + l in slot i. Each of the k rounds: best of the own slots, then a butterfly over the
+    # lanes that carries the sigmoid along. Every lane ends with all ids and weights; the sum runs in selection order.
     @T.prim_func
-    def router_topk(
-        logit_ptr: T.handle("float32", "local"), bias_ptr: T.handle("float32", "local"), lane: T.int32, scaling: T.float32,
-        norm: T.int32, id_ptr: T.handle("int32", "local"), weight_ptr: T.handle("float32", "local"),
-    ):  # fmt: skip
-        logit = T.decl_buffer((per_lane,), "float32", data=logit_ptr, scope="local")
+    def body(
+        logits_ptr: T.handle("float32", "local"),
+        bias_ptr: T.handle("float32", "local"),
+        lane: T.int32,
+        scaling: T.float32,
+        norm: T.int32,
+        ids_ptr: T.handle("int32", "local"),
+        weights_ptr: T.handle("float32", "local"),
+    ):
+        logits = T.decl_buffer((per_lane,), "float32", data=logits_ptr, scope="local")
         bias = T.decl_buffer((per_lane,), "float32", data=bias_ptr, scope="local")
-        ids = T.decl_buffer((k,), "int32", data=id_ptr, scope="local")
-        weight = T.decl_buffer((k,), "float32", data=weight_ptr, scope="local")
-        sigma = T.alloc_local((per_lane,), "float32")
+        ids = T.decl_buffer((top_k,), "int32", data=ids_ptr, scope="local")
+        weights = T.decl_buffer((top_k,), "float32", data=weights_ptr, scope="local")
+        sig = T.alloc_local((per_lane,), "float32")
         score = T.alloc_local((per_lane,), "float32")
-        taken = T.alloc_local((per_lane,), "int32")
-        best = T.alloc_local((1,), "float32")
-        best_id = T.alloc_local((1,), "int32")
-        other = T.alloc_local((1,), "float32")
-        other_id = T.alloc_local((1,), "int32")
-        picked = T.alloc_local((1,), "float32")
+        key = T.alloc_local((per_lane,), "int32")
         total = T.alloc_local((1,), "float32")
         for i in T.serial(per_lane, unroll=True):
-            sigma[i] = T.float32(1) / (T.float32(1) + T.call_extern("float32", "tk_exp2", logit[i] * T.float32(-LOG2E)))
-            score[i] = sigma[i] + bias[i]
-            # NaN is last in the total order: as -inf it still has an id to break ties with.
-            if T.call_extern("int32", "tk_is_nan", score[i]) != 0:
-                score[i] = T.float32(NEG_INF)
-            taken[i] = 0
-            if i * 32 + lane >= experts:
-                taken[i] = 1
+            choice = T.alloc_local((1,), "float32")
+            sig[i] = sigma(logits[i])
+            choice[0] = sig[i] + bias[i]
+            score[i] = T.Select(choice[0] >= T.float32(NEG_INF), choice[0], T.float32(NEG_INF))
+            key[i] = T.Select(choice[0] >= T.float32(NEG_INF), i * 32 + lane, i * 32 + lane + NAN_KEY)
+        if T.bool(experts % 32 != 0) and (per_lane - 1) * 32 + lane >= experts:
+            score[per_lane - 1] = T.float32(NEG_INF)
+            key[per_lane - 1] = NOT_AN_EXPERT
         total[0] = T.float32(0)
-        for j in T.serial(k, unroll=True):
-            best[0] = T.float32(NEG_INF)
-            best_id[0] = NONE
+        for k in T.serial(top_k, unroll=True):
+            best_score = T.alloc_local((1,), "float32")
+            best_key = T.alloc_local((1,), "int32")
+            best_sig = T.alloc_local((1,), "float32")
+            best_score[0] = score[0]
+            best_key[0] = key[0]
+            best_sig[0] = sig[0]
+            for i in T.serial(per_lane - 1, unroll=True):
+                if score[i + 1] > best_score[0] or (
+                    score[i + 1] == best_score[0] and key[i + 1] < best_key[0]
+                ):
+                    best_score[0] = score[i + 1]
+                    best_key[0] = key[i + 1]
+                    best_sig[0] = sig[i + 1]
+            for step in T.serial(5, unroll=True):
+                other_score = T.alloc_local((1,), "float32")
+                other_key = T.alloc_local((1,), "int32")
+                other_sig = T.alloc_local((1,), "float32")
+                other_score[0] = shfl_f32(best_score[0], T.shift_right(16, step))
+                other_key[0] = shfl_i32(best_key[0], T.shift_right(16, step))
+                other_sig[0] = shfl_f32(best_sig[0], T.shift_right(16, step))
+                if other_score[0] > best_score[0] or (
+                    other_score[0] == best_score[0] and other_key[0] < best_key[0]
+                ):
+                    best_score[0] = other_score[0]
+                    best_key[0] = other_key[0]
+                    best_sig[0] = other_sig[0]
             for i in T.serial(per_lane, unroll=True):
-                if taken[i] == 0 and (score[i] > best[0] or best_id[0] == NONE):
-                    best[0] = score[i]
-                    best_id[0] = i * 32 + lane
-            for s in T.serial(5, unroll=True):
-                other[0] = T.call_extern("float32", "tk_shfl_xor_f32", best[0], 1 << s)
-                other_id[0] = T.call_extern("int32", "tk_shfl_xor_i32", best_id[0], 1 << s)
-                if other[0] > best[0] or (other[0] == best[0] and other_id[0] < best_id[0]):
-                    best[0] = other[0]
-                    best_id[0] = other_id[0]
-            picked[0] = T.float32(0)
-            for i in T.serial(per_lane, unroll=True):
-                if i * 32 + lane == best_id[0]:
-                    picked[0] = sigma[i]
-                    taken[i] = 1
-            # Only one lane holds the expert; the sum hands its value to all.
-            for s in T.serial(5, unroll=True):
-                picked[0] = picked[0] + T.call_extern("float32", "tk_shfl_xor_f32", picked[0], 1 << s)
-            ids[j] = best_id[0]
-            weight[j] = picked[0]
-            total[0] = total[0] + picked[0]
-        for j in T.serial(k, unroll=True):
-            if norm != 0:
-                weight[j] = weight[j] / (total[0] + T.float32(1e-20)) * scaling
-            else:
-                weight[j] = weight[j] * scaling
+                if key[i] == best_key[0]:
+                    score[i] = T.float32(NEG_INF)
+                    key[i] = TAKEN
+            ids[k] = T.bitwise_and(best_key[0], NAN_KEY - 1)
+            weights[k] = best_sig[0]
+            total[0] = total[0] + best_sig[0]
+        total[0] = T.Select(norm != 0, total[0] + T.float32(1e-20), T.float32(1))
+        for k in T.serial(top_k, unroll=True):
+            weights[k] = weights[k] / total[0] * scaling
 
-    return router_topk
+    return body
