@@ -1,4 +1,5 @@
-"""MiMo tiny: every feature of MiMo-V2.5-Pro at a size that trains on a CPU. Weights: ``models/mimo_tiny/``."""
+"""MiMo tiny: every feature of MiMo-V2.5-Pro at a size that trains on a CPU. Weights:
+``models/mimo_tiny/``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """MiMo-V2 as one decode step over T table rows, with every size from an official ``config.json``.
 
 Ordinary PyTorch: run eagerly it is the reference, traced by ``torch.export`` it is what tilecc compiles, and
-:meth:`MiMoV2.sequence_logits` is the same layers over whole sequences, differentiable, for training. Semantics: design
-page "mimo", section 2. All arithmetic is float32; ``rounding = "bf16"`` rounds where the kernel hands over bf16.
+:meth:`MiMoV2.sequence_logits` is the same layers over whole sequences, differentiable, for training.
+Semantics: design page "mimo", section 2. All arithmetic is float32; ``rounding = "bf16"`` rounds where the
+kernel hands over bf16.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from tilecc.weights.mimo_config import LayerConfig, MiMoConfig, parse_config, te
 from tilecc.weights.spec import ParamSpec
 
 Choose = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, router logits [T, E], bias [E], chosen ids [T, k]) -> ids to use [T, k]; see models/reference.py."""
+"""(layer, router logits [T, E], bias [E], chosen ids [T, k]) -> ids to use [T, k]; see
+models/reference.py."""
 
 
 def _matrix(*shape: int) -> nn.Parameter:
@@ -99,7 +101,8 @@ class MoE(nn.Module):
 
 
 class Layer(nn.Module):
-    """One decoder layer. ``attention_op(q, k, v, sink)`` is the only part that differs between step and sequence."""
+    """One decoder layer. ``attention_op(q, k, v, sink)`` is the only part that differs between step and
+    sequence."""
 
     def __init__(self, config: MiMoConfig, layer: LayerConfig) -> None:
         super().__init__()
@@ -118,7 +121,8 @@ class Layer(nn.Module):
         attention_op: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
         choose: Choose | None,
     ) -> Tensor:
-        """x [T, hidden] -> [T, hidden]; ``op`` is torch.ops.tilecc or the plain functions of models/ops.py."""
+        """x [T, hidden] -> [T, hidden]; ``op`` is torch.ops.tilecc or the plain functions of
+        models/ops.py."""
         c, layer, attn = self.config, self.layer, self.self_attn
         y = rounded(op.rms_norm(x, self.input_layernorm.weight, c.eps))
         z = attn.qkv_proj(y)
@@ -171,14 +175,16 @@ class MiMoV2(nn.Module):
         self.config = config
         self.rounding = "bf16"
         self.choose: Choose | None = None
-        """Overrides or records the experts of eager runs; None (always, when traced) leaves the router alone."""
+        """Overrides or records the experts of eager runs; None (always, when traced) leaves the router
+        alone."""
         self.model = Body(config)
         self.lm_head = Linear(config.vocab, config.hidden)
 
     def forward(
         self, tokens: Tensor, positions: Tensor, seqs: Tensor, *caches: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """One step of T rows: tokens, positions, seqs i64 [T]; caches as made by :meth:`caches`, updated in place.
+        """One step of T rows: tokens, positions, seqs i64 [T]; caches as made by :meth:`caches`, updated in
+        place.
 
         Returns (logits f32 [T, vocab], next token i64 [T], lowest id on ties).
         """
@@ -229,7 +235,8 @@ class MiMoV2(nn.Module):
         return self.lm_head(y).reshape(batch, length, -1)
 
     def caches(self, device: torch.device | str, max_seqs: int, max_context: int) -> list[Tensor]:
-        """Zeroed caches k0, v0, k1, v1, ...: k [S, C, Hk, D], v [S, C, Hk, Dv], float32, indexed by absolute position."""
+        """Zeroed caches k0, v0, k1, v1, ...: k [S, C, Hk, D], v [S, C, Hk, Dv], float32, indexed by absolute
+        position."""
         made = []
         for layer in self.config.layers:
             for width in (layer.head_dim, layer.v_head_dim):

@@ -1,8 +1,10 @@
 """Operators of the MiMo family that plain PyTorch has no single call for.
 
 Each is an ordinary differentiable function here (training uses those directly) and, under the same name, a
-``torch.ops.tilecc`` custom operator with a fake implementation, so that ``torch.export`` records one node per operator.
-All arithmetic is float32. Shapes: T rows; H query heads, Hk key/value heads, D query/key and Dv value dimensions.
+``torch.ops.tilecc`` custom operator with a fake implementation, so that ``torch.export`` records one node per
+operator.
+All arithmetic is float32. Shapes: T rows; H query heads, Hk key/value heads, D query/key and Dv value
+dimensions.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# ----------------------------------------------------------------------------------------- elementwise and shape
+# -------------------------------------------------------------------------------------- elementwise and shape
 
 
 def round(x: Tensor) -> Tensor:
-    """Round float32 to the nearest bf16 (ties to even) and widen again: a hand-over between kernels' operators."""
+    """Round float32 to the nearest bf16 (ties to even) and widen again: a hand-over between kernels'
+    operators."""
     return x.to(torch.bfloat16).to(torch.float32)
 
 
@@ -31,8 +34,9 @@ def split_qkv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cut rows of the fused projection [..., N] into q [..., H, D], k [..., Hk, D], v [..., Hk, Dv].
 
-    The matrix is stored for ``chunks`` ranks: chunk c holds its heads / chunks query heads, then its kv_heads / chunks
-    key heads, then its value heads (mimo.md 3.3). A contiguous [Q | K | V] split would be wrong for chunks > 1.
+    The matrix is stored for ``chunks`` ranks: chunk c holds its heads / chunks query heads, then its kv_heads
+    / chunks key heads, then its value heads (mimo.md 3.3). A contiguous [Q | K | V] split would be wrong for
+    chunks > 1.
     """
     q_rows, k_rows = heads // chunks * head_dim, kv_heads // chunks * head_dim
     v_rows = kv_heads // chunks * v_head_dim
@@ -53,7 +57,8 @@ def rope_angles(positions: Tensor, theta: float, rotary_dim: int) -> Tensor:
 
 
 def rope(x: Tensor, positions: Tensor, theta: float, rotary_dim: int) -> Tensor:
-    """Rotate the first ``rotary_dim`` of the last dimension of x [..., heads, D] in NeoX pairs (j, j + R/2)."""
+    """Rotate the first ``rotary_dim`` of the last dimension of x [..., heads, D] in NeoX pairs (j, j +
+    R/2)."""
     angle = rope_angles(positions, theta, rotary_dim).unsqueeze(-2)
     cos, sin = angle.cos(), angle.sin()
     half = rotary_dim // 2
@@ -61,7 +66,7 @@ def rope(x: Tensor, positions: Tensor, theta: float, rotary_dim: int) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
 
-# ---------------------------------------------------------------------------------------------------- attention
+# -------------------------------------------------------------------------------------------------- attention
 
 
 def softmax_with_sink(scores: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -93,8 +98,9 @@ def attend(
 ) -> Tensor:
     """Cached attention of one decode step: o [T, H*Dv] from q [T, H, D], k [T, Hk, D], v [T, Hk, Dv].
 
-    First every row writes its k and v at (seq, position) of k_cache [S, C, Hk, D] and v_cache [S, C, Hk, Dv]; then row i
-    sees the keys t of its sequence with 0 <= p_i - t and, for window_keys > 0, p_i - t < window_keys.
+    First every row writes its k and v at (seq, position) of k_cache [S, C, Hk, D] and v_cache [S, C, Hk, Dv];
+    then row i sees the keys t of its sequence with 0 <= p_i - t and, for window_keys > 0, p_i - t <
+    window_keys.
     ``layer`` only names the layer for a compiler.
     """
     k_cache[seqs, positions] = k
@@ -118,10 +124,11 @@ def attend(
 def attend_sequence(
     q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, window_keys: int, softmax_scale: float
 ) -> Tensor:
-    """Causal attention over whole sequences from position 0: o [B, S, H*Dv] from q [B, S, H, D], k, v likewise.
+    """Causal attention over whole sequences from position 0: o [B, S, H*Dv] from q [B, S, H, D], k, v
+    likewise.
 
-    The same visible set as :func:`attend`. A sliding layer is cut into blocks of ``window_keys`` queries, each of which
-    needs only its own and the previous block of keys.
+    The same visible set as :func:`attend`. A sliding layer is cut into blocks of ``window_keys`` queries,
+    each of which needs only its own and the previous block of keys.
     """
     batch, length, heads, _ = q.shape
     kv_heads, v_dim = v.shape[2], v.shape[3]
@@ -159,11 +166,12 @@ def attend_sequence(
     return o[:, :length]
 
 
-# ---------------------------------------------------------------------------------------------- mixture of experts
+# ----------------------------------------------------------------------------------------- mixture of experts
 
 
 def linear_f32(x: Tensor, weight: Tensor) -> Tensor:
-    """F.linear that stays float32 when training runs under autocast: near-ties of the router decide who computes."""
+    """F.linear that stays float32 when training runs under autocast: near-ties of the router decide who
+    computes."""
     if x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.float(), weight)
@@ -171,7 +179,8 @@ def linear_f32(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def route_weights(logits: Tensor, ids: Tensor, norm_topk: bool, scaling: float) -> Tensor:
-    """Weights [T, k] of chosen experts: sigmoid scores WITHOUT the correction bias, normalised, scaled (mimo.md 2.5)."""
+    """Weights [T, k] of chosen experts: sigmoid scores WITHOUT the correction bias, normalised, scaled
+    (mimo.md 2.5)."""
     weights = torch.sigmoid(logits).gather(-1, ids)
     if norm_topk:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
@@ -179,7 +188,8 @@ def route_weights(logits: Tensor, ids: Tensor, norm_topk: bool, scaling: float) 
 
 
 def route(logits: Tensor, bias: Tensor, k: int, norm_topk: bool, scaling: float) -> tuple[Tensor, Tensor]:
-    """Choose k of E experts by sigmoid(logits) + bias: ids i64 [T, k] by (score descending, id ascending), weights."""
+    """Choose k of E experts by sigmoid(logits) + bias: ids i64 [T, k] by (score descending, id ascending),
+    weights."""
     score = torch.sigmoid(logits) + bias
     # A stable sort keeps the lower id first among equal scores; topk promises nothing about ties.
     ids = torch.sort(score, dim=-1, descending=True, stable=True).indices[..., :k]
@@ -187,7 +197,8 @@ def route(logits: Tensor, bias: Tensor, k: int, norm_topk: bool, scaling: float)
 
 
 class _Permute(torch.autograd.Function):
-    """Rows of x in the order of a permutation; the gradient is a gather by the inverse, not a slow scatter-add."""
+    """Rows of x in the order of a permutation; the gradient is a gather by the inverse, not a slow
+    scatter-add."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -205,8 +216,8 @@ def experts(
 ) -> Tensor:
     """Weighted sum of the chosen experts' MLPs, y [T, H] -> [T, H], added in ascending expert id.
 
-    ``gate`` and ``up`` are [E, I, H], ``down`` [E, H, I]; h = silu(gate y) * up y (no clamp) is rounded to bf16 when
-    ``round_hidden``. Rows are sorted by expert so that each used expert is one matrix product.
+    ``gate`` and ``up`` are [E, I, H], ``down`` [E, H, I]; h = silu(gate y) * up y (no clamp) is rounded to
+    bf16 when ``round_hidden``. Rows are sorted by expert so that each used expert is one matrix product.
     """
     rows, k = ids.shape
     ids, slot = torch.sort(ids, dim=-1)
@@ -235,7 +246,8 @@ _lib = torch.library.Library("tilecc", "DEF")
 
 
 def _define(schema: str, eager: Any, fake: Any) -> None:
-    """Register ``tilecc::<schema>``. Results are made contiguous copies: a custom operator must not alias inputs."""
+    """Register ``tilecc::<schema>``. Results are made contiguous copies: a custom operator must not alias
+    inputs."""
     _lib.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     name = schema.split("(")[0]
     _lib.impl(name, eager, "CompositeExplicitAutograd")
@@ -251,10 +263,13 @@ def _split_qkv_copy(
 
 _define("round(Tensor x) -> Tensor", round, lambda x: torch.empty_like(x))
 _define(
-    "rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", rms_norm, lambda x, weight, eps: torch.empty_like(x)
+    "rms_norm(Tensor x, Tensor weight, float eps) -> Tensor",
+    rms_norm,
+    lambda x, weight, eps: torch.empty_like(x),
 )
 _define(
-    "split_qkv(Tensor z, int chunks, int heads, int kv_heads, int head_dim, int v_head_dim) -> (Tensor, Tensor, Tensor)",
+    "split_qkv(Tensor z, int chunks, int heads, int kv_heads, int head_dim, int v_head_dim) "
+    "-> (Tensor, Tensor, Tensor)",
     _split_qkv_copy,
     lambda z, chunks, heads, kv_heads, head_dim, v_head_dim: (
         z.new_empty(*z.shape[:-1], heads, head_dim),
@@ -268,8 +283,8 @@ _define(
     lambda x, positions, theta, rotary_dim: torch.empty_like(x),
 )
 _define(
-    "attend(Tensor q, Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor positions, Tensor seqs, "
-    "Tensor? sink, int window_keys, float softmax_scale, int layer) -> Tensor",
+    "attend(Tensor q, Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor positions, "
+    "Tensor seqs, Tensor? sink, int window_keys, float softmax_scale, int layer) -> Tensor",
     attend,
     lambda q, k, v, k_cache, v_cache, positions, seqs, sink, window_keys, softmax_scale, layer: q.new_empty(
         q.shape[0], q.shape[1] * v.shape[2]
@@ -284,7 +299,8 @@ _define(
     ),
 )
 _define(
-    "experts(Tensor y, Tensor ids, Tensor weights, Tensor gate, Tensor up, Tensor down, bool round_hidden) -> Tensor",
+    "experts(Tensor y, Tensor ids, Tensor weights, Tensor gate, Tensor up, Tensor down, bool round_hidden) "
+    "-> Tensor",
     experts,
     lambda y, ids, weights, gate, up, down, round_hidden: torch.empty_like(y),
 )

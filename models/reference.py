@@ -1,7 +1,7 @@
 """Run a model file eagerly as the reference: teacher-forced logits, with the routing recorded or imposed.
 
-bf16 rounding can flip an expert whose score nearly ties with another; a comparison then needs the reference to use the
-experts that the other side used. ``force`` does that for single (layer, position) pairs.
+bf16 rounding can flip an expert whose score nearly ties with another; a comparison then needs the reference
+to use the experts that the other side used. ``force`` does that for single (layer, position) pairs.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Force = Mapping[tuple[int, int], Sequence[int]]
 class ReferenceRun:
     """Result of :func:`reference_run` over P positions.
 
-    ``logits`` f32 [P, V]. Per MoE layer: ``experts`` i64 [P, k] as used (forced or chosen, by score descending),
-    ``own_experts`` i64 [P, k] as the router chose, ``scores`` f32 [P, E] = sigmoid(logit) + correction bias, the numbers
-    that the choice compares.
+    ``logits`` f32 [P, V]. Per MoE layer: ``experts`` i64 [P, k] as used (forced or chosen, by score
+    descending), ``own_experts`` i64 [P, k] as the router chose, ``scores`` f32 [P, E] = sigmoid(logit) +
+    correction bias, the numbers that the choice compares.
     """
 
     logits: NDArray[np.float32]
@@ -38,7 +38,8 @@ class ReferenceRun:
     scores: dict[int, NDArray[np.float32]] = field(default_factory=dict)
 
     def selection_margin(self, layer: int) -> NDArray[np.float32]:
-        """Score of the last chosen minus score of the first rejected expert [P]; inf when every expert is chosen."""
+        """Score of the last chosen minus score of the first rejected expert [P]; inf when every expert is
+        chosen."""
         ordered = -np.sort(-self.scores[layer], axis=-1)
         k = self.experts[layer].shape[-1]
         if k == ordered.shape[-1]:
@@ -62,7 +63,9 @@ class _Routing:
             wanted = self.force.get((layer, self.start + row))
             if wanted is not None:
                 if len(set(wanted)) != ids.shape[1]:
-                    raise ValueError(f"layer {layer} position {self.start + row}: {ids.shape[1]} experts, got {wanted}")
+                    raise ValueError(
+                        f"layer {layer} position {self.start + row}: {ids.shape[1]} experts, got {wanted}"
+                    )
                 used[row] = torch.tensor(list(wanted))
         self.own.setdefault(layer, []).append(ids)
         self.used.setdefault(layer, []).append(used)
@@ -71,8 +74,8 @@ class _Routing:
 
 
 def load_reference(model: ModuleType | nn.Module, checkpoint: Checkpoint | Path | str | None) -> Any:
-    """The eager module with weights: ``model`` is a model file's module (sizes from the checkpoint's config.json) or an
-    ``nn.Module`` (used as it is; loaded when a checkpoint is given)."""
+    """The eager module with weights: ``model`` is a model file's module (sizes from the checkpoint's
+    config.json) or an ``nn.Module`` (used as it is; loaded when a checkpoint is given)."""
     if isinstance(model, nn.Module):
         return model if checkpoint is None else model.load(checkpoint)  # type: ignore[operator]
     if checkpoint is None:
@@ -90,7 +93,8 @@ def reference_run(
     force: Force | None = None,
     rows: int = 8,
 ) -> ReferenceRun:
-    """Feed ``ids`` (P tokens at positions 0..P-1 of one sequence) in steps of ``rows`` rows through the cached decode step.
+    """Feed ``ids`` (P tokens at positions 0..P-1 of one sequence) in steps of ``rows`` rows through the
+    cached decode step.
 
     ``rounding`` is "bf16" (rounded where the kernel hands over bf16) or "f32". Returns logits and routing.
     """
@@ -137,7 +141,8 @@ def reference_generate(
     rounding: str = "bf16",
     stop: Sequence[int] = (),
 ) -> list[int]:
-    """Greedy continuation of ``ids``: at most ``max_tokens`` new ids, ending after the first one in ``stop``."""
+    """Greedy continuation of ``ids``: at most ``max_tokens`` new ids, ending after the first one in
+    ``stop``."""
     step = load_reference(model, checkpoint)
     before, step.rounding = step.rounding, rounding
     caches = step.caches("cpu", 1, len(ids) + max_tokens)

@@ -1,4 +1,5 @@
-"""The corpus: the Python standard library of the running interpreter, and a byte-level BPE tokenizer trained on it."""
+"""The corpus: the Python standard library of the running interpreter, and a byte-level BPE tokenizer trained
+on it."""
 
 from __future__ import annotations
 
@@ -31,8 +32,9 @@ _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idle_test", "encodings", 
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY = 4096
 
-# One token per newline and one piece per run of spaces: a prompt that ends in a newline then has the same tokens as the
-# same text inside a file. Digits stay single; names and punctuation take at most one space in front.
+# One token per newline and one piece per run of spaces: a prompt that ends in a newline then has the same
+# tokens as the same text inside a file. Digits stay single; names and punctuation take at most one space in
+# front.
 _PIECES = r"\n| {2,}| ?[A-Za-z_]+| ?[0-9]| ?[^\sA-Za-z0-9_]+|\s"
 
 
@@ -64,7 +66,8 @@ def digest(entries: list[tuple[str, str]]) -> str:
 
 
 def train_tokenizer(entries: list[tuple[str, str]]) -> Tokenizer:
-    """A byte-level BPE of ``VOCABULARY`` tokens; every text encodes and decodes back exactly. Deterministic."""
+    """A byte-level BPE of ``VOCABULARY`` tokens; every text encodes and decodes back exactly.
+    Deterministic."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -86,5 +89,7 @@ def train_tokenizer(entries: list[tuple[str, str]]) -> Tokenizer:
 def encode(tokenizer: Tokenizer, entries: list[tuple[str, str]]) -> NDArray[np.uint16]:
     """All texts as one token stream, each followed by the end-of-text token."""
     end = tokenizer.token_to_id(END_OF_TEXT)
-    parts = [np.array([*e.ids, end], np.uint16) for e in tokenizer.encode_batch([text for _, text in entries])]
+    parts = [
+        np.array([*e.ids, end], np.uint16) for e in tokenizer.encode_batch([text for _, text in entries])
+    ]
     return np.concatenate(parts)

@@ -1,7 +1,7 @@
 """Muon: momentum whose update is orthogonalised by a Newton-Schulz iteration, for hidden weight matrices.
 
-Formula: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). A stack of matrices
-[E, N, K] is treated as E matrices at once.
+Formula: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). A stack of
+matrices [E, N, K] is treated as E matrices at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
-    """Nearly orthogonal matrix with the singular vectors of g [..., N, K] (bf16 arithmetic, float32 result)."""
+    """Nearly orthogonal matrix with the singular vectors of g [..., N, K] (bf16 arithmetic, float32
+    result)."""
     a, b, c = _COEFFICIENTS
     wide = g.shape[-2] <= g.shape[-1]
     x = (g if wide else g.transpose(-1, -2)).to(torch.bfloat16)
@@ -31,7 +32,9 @@ def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; the step is scaled by sqrt(max(1, N / K))."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

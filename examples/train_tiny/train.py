@@ -2,10 +2,11 @@
 
     python examples/train_tiny/train.py --minutes 70 --out models/mimo_tiny
 
-Seeded; resumes from ``--work`` when interrupted. The schedule is a function of the finished fraction of ``--steps`` or of
-``--minutes`` (whichever is given; with minutes it always ends in time, however busy the machine). For the last part of the
-schedule experts train through MXFP4 and the FP8 matrices through FP8 (straight-through gradients). At the end held-out
-perplexity before and after quantisation goes to ``training.json`` beside the weights, and to the terminal.
+Seeded; resumes from ``--work`` when interrupted. The schedule is a function of the finished fraction of
+``--steps`` or of ``--minutes`` (whichever is given; with minutes it always ends in time, however busy the
+machine). For the last part of the schedule experts train through MXFP4 and the FP8 matrices through FP8
+(straight-through gradients). At the end held-out perplexity before and after quantisation goes to
+``training.json`` beside the weights, and to the terminal.
 """
 
 from __future__ import annotations
@@ -182,14 +183,17 @@ class _Sequence(torch.nn.Module):
 
 
 def windows(stream: np.ndarray[Any, Any], plan: Plan, step: int, device: str) -> Tensor:
-    """The batch of a step: random windows, a function of (seed, step) alone so that a resumed run continues exactly."""
+    """The batch of a step: random windows, a function of (seed, step) alone so that a resumed run continues
+    exactly."""
     random = np.random.default_rng([plan.seed, step])
     starts = random.integers(0, len(stream) - plan.length - 1, plan.batch)
     picked = np.stack([stream[s : s + plan.length + 1] for s in starts])
     return torch.from_numpy(picked.astype(np.int64)).to(device)
 
 
-def perplexity(model: MiMoV2, stream: np.ndarray[Any, Any], length: int, device: str, limit: int | None = None) -> float:
+def perplexity(
+    model: MiMoV2, stream: np.ndarray[Any, Any], length: int, device: str, limit: int | None = None
+) -> float:
     """exp of the mean loss over non-overlapping windows (predictions inside a window only)."""
     count = (len(stream) - 1) // length
     total, seen = 0.0, 0
@@ -203,7 +207,8 @@ def perplexity(model: MiMoV2, stream: np.ndarray[Any, Any], length: int, device:
 
 
 def fractions(args: argparse.Namespace, trainer: Trainer) -> Iterator[float]:
-    """The finished fraction before each step, until the budget is used; keeps ``trainer.elapsed`` (seconds)."""
+    """The finished fraction before each step, until the budget is used; keeps ``trainer.elapsed``
+    (seconds)."""
     before, began = trainer.elapsed, time.monotonic()
     while True:
         trainer.elapsed = before + time.monotonic() - began
@@ -211,7 +216,7 @@ def fractions(args: argparse.Namespace, trainer: Trainer) -> Iterator[float]:
             fraction = trainer.elapsed / (args.minutes * 60)
         else:
             fraction = trainer.step_number / args.steps
-        if fraction >= 1 or args.stop_after and trainer.step_number >= args.stop_after:
+        if fraction >= 1 or (args.stop_after and trainer.step_number >= args.stop_after):
             return
         yield fraction
 
@@ -228,7 +233,13 @@ def train(args: argparse.Namespace, plan: Plan, console: Console) -> Trainer:
         f"corpus {len(stream):,} tokens of {len(train_files)} files, held out {len(held):,} tokens; "
         + (f"resuming at step {trainer.step_number}" if resumed else "starting")
     )
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
     saved, smooth = time.monotonic(), 0.0
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("training", total=1000, loss="")
@@ -311,12 +322,18 @@ def finish(
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=CHECKPOINT, help="folder for the checkpoint")
-    parser.add_argument("--work", type=Path, default=Path("build/train_tiny"), help="folder for the resumable state")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/train_tiny"), help="folder for the resumable state"
+    )
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=int, default=2000, help="number of steps (default 2000)")
-    budget.add_argument("--minutes", type=float, default=0.0, help="wall-clock budget instead of a number of steps")
+    budget.add_argument(
+        "--minutes", type=float, default=0.0, help="wall-clock budget instead of a number of steps"
+    )
     parser.add_argument("--stop-after", type=int, default=0, help="stop at this step and write what there is")
     parser.add_argument("--device", default="cpu", help="torch device")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")

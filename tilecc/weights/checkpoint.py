@@ -1,7 +1,8 @@
-"""Reading and writing checkpoints in the official safetensors layout, with errors that name tensor, limit and fix.
+"""Reading and writing checkpoints in the official safetensors layout, with errors that name tensor, limit and
+fix.
 
-Only headers are read until a tensor is asked for; then its bytes are mapped, not copied. A safetensors file is an 8-byte
-little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data.
+Only headers are read until a tensor is asked for; then its bytes are mapped, not copied. A safetensors file
+is an 8-byte little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class Checkpoint:
     def __init__(self, directory: Path | str) -> None:
         self.directory = Path(directory)
         if not self.directory.is_dir():
-            raise error("TC0301", f"no checkpoint directory `{self.directory}`", help="give the folder of config.json")
+            raise error(
+                "TC0301", f"no checkpoint directory `{self.directory}`", help="give the folder of config.json"
+            )
         self.config: dict[str, Any] = _read_json(self.directory / "config.json", "TC0301")
         self.entries: dict[str, TensorEntry] = {}
         self._maps: dict[Path, np.memmap[Any, np.dtype[np.uint8]]] = {}
@@ -90,7 +93,9 @@ class Checkpoint:
             return files
         weight_map = _read_json(index, "TC0305").get("weight_map")
         if not isinstance(weight_map, dict):
-            raise error("TC0305", "the index has no `weight_map`", span=Span(str(index)), help="fetch the index again")
+            raise error(
+                "TC0305", "the index has no `weight_map`", span=Span(str(index)), help="fetch the index again"
+            )
         files = [self.directory / name for name in sorted(set(weight_map.values()))]
         missing = [file for file in files if not file.exists()]
         if missing:
@@ -108,7 +113,8 @@ class Checkpoint:
         return sorted(self.entries)
 
     def tensor(self, name: str) -> Array:
-        """The stored tensor (read-only view of the mapped file; bf16 and fp8 as ml_dtypes types). TC0302 if absent."""
+        """The stored tensor (read-only view of the mapped file; bf16 and fp8 as ml_dtypes types). TC0302 if
+        absent."""
         entry = self.entries.get(name)
         if entry is None:
             raise TileccError(self._missing(name))
@@ -118,7 +124,8 @@ class Checkpoint:
         return raw.view(DTYPES[entry.dtype]).reshape(entry.shape)
 
     def validate(self, spec: Mapping[str, ParamSpec]) -> list[Diagnostic]:
-        """All findings against ``spec``: TC0302 missing, TC0303 misshapen, TC0304 mistyped, TC0306 unknown quantisation.
+        """All findings against ``spec``: TC0302 missing, TC0303 misshapen, TC0304 mistyped, TC0306 unknown
+        quantisation.
 
         Reads no tensor data. Tensors that ``spec`` does not mention (MTP layers, towers) are ignored.
         """
@@ -128,7 +135,9 @@ class Checkpoint:
         except TileccError as problem:
             span = Span(str(self.directory / "config.json"))
             found += [
-                Diagnostic(d.code, d.message, span, d.notes, d.help) for d in problem.diagnostics if d.code == "TC0306"
+                Diagnostic(d.code, d.message, span, d.notes, d.help)
+                for d in problem.diagnostics
+                if d.code == "TC0306"
             ]
         for param in spec.values():
             for stored in param.stored():
@@ -223,7 +232,11 @@ class Checkpoint:
             f"the checkpoint has no tensor `{name}`",
             Span(str(self.directory), label=name),
             (f"it has {len(self.entries)} tensors",),
-            tuple(h for h in (nearest(name, self.entries), "fetch the missing shard, or use the matching config") if h),
+            tuple(
+                h
+                for h in (nearest(name, self.entries), "fetch the missing shard, or use the matching config")
+                if h
+            ),
         )
 
 
@@ -244,13 +257,20 @@ def _read_json(file: Path, code: str) -> dict[str, Any]:
     try:
         parsed = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise error(code, f"no `{file.name}` in `{file.parent}`", help="fetch the whole checkpoint folder") from None
+        raise error(
+            code, f"no `{file.name}` in `{file.parent}`", help="fetch the whole checkpoint folder"
+        ) from None
     except (OSError, ValueError) as problem:
         raise error(
-            "TC0305", f"`{file.name}` cannot be read: {problem}", span=Span(str(file)), help="fetch the file again"
+            "TC0305",
+            f"`{file.name}` cannot be read: {problem}",
+            span=Span(str(file)),
+            help="fetch the file again",
         ) from None
     if not isinstance(parsed, dict):
-        raise error("TC0305", f"`{file.name}` is not a JSON object", span=Span(str(file)), help="fetch the file again")
+        raise error(
+            "TC0305", f"`{file.name}` is not a JSON object", span=Span(str(file)), help="fetch the file again"
+        )
     return parsed
 
 
@@ -291,14 +311,18 @@ def _read_header(file: Path) -> dict[str, TensorEntry]:
             )
         nbytes = math.prod(shape) * DTYPES[dtype].itemsize
         if end - start != nbytes or start < 0:
-            raise damaged(f"`{name}` has {end - start:,} bytes, but {dtype}{list(shape)} needs {nbytes:,}", name)
+            raise damaged(
+                f"`{name}` has {end - start:,} bytes, but {dtype}{list(shape)} needs {nbytes:,}", name
+            )
         if 8 + length + end > size:
-            raise damaged(f"`{name}` ends at byte {8 + length + end:,}, but the file has {size:,} bytes", name)
+            raise damaged(
+                f"`{name}` ends at byte {8 + length + end:,}, but the file has {size:,} bytes", name
+            )
         entries[name] = TensorEntry(file, dtype, shape, 8 + length + start, nbytes)
     return entries
 
 
-# ------------------------------------------------------------------------------------------------------ writing
+# ---------------------------------------------------------------------------------------------------- writing
 
 
 def encode(name: str, value: Array, spec: ParamSpec) -> dict[str, Array]:
@@ -318,7 +342,8 @@ def encode(name: str, value: Array, spec: ParamSpec) -> dict[str, Array]:
 
 
 def encode_parameters(values: Mapping[str, Array], specs: Mapping[str, ParamSpec]) -> dict[str, Array]:
-    """Stored tensors of float32 parameters (stacked ones of shape ``stacked_shape``) keyed by parameter name."""
+    """Stored tensors of float32 parameters (stacked ones of shape ``stacked_shape``) keyed by parameter
+    name."""
     stored: dict[str, Array] = {}
     for key, spec in specs.items():
         value = values[key]
@@ -330,7 +355,8 @@ def encode_parameters(values: Mapping[str, Array], specs: Mapping[str, ParamSpec
 def write_checkpoint(directory: Path | str, config: Mapping[str, Any], tensors: Mapping[str, Array]) -> None:
     """Write config.json, model.safetensors and its index; each file appears whole or not at all.
 
-    ``tensors`` are in their stored types, for example from :func:`encode_parameters`. The same input gives the same bytes.
+    ``tensors`` are in their stored types, for example from :func:`encode_parameters`. The same input gives
+    the same bytes.
     """
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
@@ -375,10 +401,12 @@ def write_atomic(file: Path, *parts: Iterable[bytes]) -> None:
 
 
 def random_checkpoint(directory: Path | str, config: Mapping[str, Any], seed: int = 0) -> Path:
-    """Write a random checkpoint of any legal MiMo-V2 configuration in the official format; returns the directory.
+    """Write a random checkpoint of any legal MiMo-V2 configuration in the official format; returns the
+    directory.
 
-    Weights are scaled by 1/sqrt(fan-in) so that activations stay near 1; router rows are spread and the correction bias
-    is not zero, so that selection and weights differ; sinks are of the size of attention scores. Same seed, same bytes.
+    Weights are scaled by 1/sqrt(fan-in) so that activations stay near 1; router rows are spread and the
+    correction bias is not zero, so that selection and weights differ; sinks are of the size of attention
+    scores. Same seed, same bytes.
     Raises TileccError for an illegal configuration.
     """
     specs = tensor_specs(parse_config(config))

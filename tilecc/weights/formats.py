@@ -1,8 +1,8 @@
 """Number formats of the official checkpoints: block FP8 and MXFP4, in numpy.
 
-FP8 block: ``W[n, k] = e4m3(code[n, k]) * scale_inv[n div 128, k div 128]``; in the fused QKV matrix the row blocks
-restart at every chunk (mimo.md 3.2, 3.3). MXFP4: ``W[n, k] = e2m1(code) * 2**(scale[n, k div 32] - 127)``, two codes
-per byte with the even column in the low nibble (mimo.md 3.4, OCP Microscaling Formats 1.0).
+FP8 block: ``W[n, k] = e4m3(code[n, k]) * scale_inv[n div 128, k div 128]``; in the fused QKV matrix the row
+blocks restart at every chunk (mimo.md 3.2, 3.3). MXFP4: ``W[n, k] = e2m1(code) * 2**(scale[n, k div 32] -
+127)``, two codes per byte with the even column in the low nibble (mimo.md 3.4, OCP Microscaling Formats 1.0).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ MXFP4_VALUES: F32 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, 
 """Value of each E2M1 code; bit 3 is the sign."""
 
 MXFP4_MAX_SCALE = 252
-"""Largest E8M0 byte whose product with every code is a finite float32 (6 * 2**125 < 2**128) and finite bf16."""
+"""Largest E8M0 byte whose product with every code is a finite float32 (6 * 2**125 < 2**128) and finite
+bf16."""
 
 
 def round_bf16(x: NDArray[Any]) -> F32:
@@ -82,26 +83,27 @@ def e2m1_round(x: F32) -> U8:
     # Midpoints between neighbours; a tie goes to the code whose mantissa bit is 0, hence > and >= alternate.
     for above, tie_up in ((0.75, True), (1.25, False), (1.75, True), (2.5, False), (3.5, True), (5.0, False)):
         code += (a >= above) if tie_up else (a > above)
-    code |= np.signbit(x).astype(np.uint8) << 3
+    code |= np.left_shift(np.signbit(x).astype(np.uint8), 3, dtype=np.uint8)
     return code
 
 
 def mxfp4_scale_bytes(w: F32) -> U8:
     """E8M0 byte of each group of 32 columns of float32 [..., K].
 
-    The exponent is the smallest e with amax <= 7 * 2**e: 7 is the midpoint above the largest code 6, so no value is
-    clipped by more than rounding to the grid would move it. A group of zeros gets 127 (scale 1).
+    The exponent is the smallest e with amax <= 7 * 2**e: 7 is the midpoint above the largest code 6, so no
+    value is clipped by more than rounding to the grid would move it. A group of zeros gets 127 (scale 1).
     """
     groups = np.abs(w).reshape(*w.shape[:-1], w.shape[-1] // MXFP4_GROUP, MXFP4_GROUP)
     amax = groups.max(axis=-1)
     mantissa, exponent = np.frexp(amax)  # amax = mantissa * 2**exponent, mantissa in [0.5, 1)
-    e = exponent - np.where(mantissa > 0.875, 2, 3)
+    e = exponent.astype(np.int32) - np.where(mantissa > 0.875, 2, 3)
     return np.where(amax > 0, np.clip(e + 127, 0, MXFP4_MAX_SCALE), 127).astype(np.uint8)
 
 
 def e8m0_value(scale: U8) -> F32:
     """2**(byte - 127) as float32; byte 255 is NaN. Byte 0 is a float32 subnormal and exact."""
-    value = np.ldexp(np.float32(1), scale.astype(np.int32) - 127).astype(np.float32)
+    exponent = np.minimum(scale.astype(np.int32), 254) - 127
+    value: F32 = np.ldexp(np.float32(1), exponent).astype(np.float32)
     value[scale == 255] = np.nan
     return value
 
@@ -126,7 +128,7 @@ def mxfp4_dequantize(packed: U8, scale: U8) -> F32:
 
 def mxfp4_pack(codes: U8) -> U8:
     """Pack 4-bit codes [..., K] into bytes [..., K/2]; the low nibble is the even column."""
-    packed: U8 = codes[..., 0::2] | (codes[..., 1::2] << 4)
+    packed: U8 = codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
     return packed
 
 

@@ -1,6 +1,7 @@
 """The official ``config.json`` of the MiMo-V2 family, and the checkpoint tensors that it implies.
 
-Free of torch, so that a runtime without it can validate a checkpoint. Facts: design page "mimo", sections 1 and 3.
+Free of torch, so that a runtime without it can validate a checkpoint. Facts: design page "mimo", sections 1
+and 3.
 """
 
 from __future__ import annotations
@@ -69,13 +70,20 @@ class _Reader:
     def __init__(self, raw: Mapping[str, Any]) -> None:
         self.raw = raw
         self.found: list[Diagnostic] = []
+        self.bad: set[str] = set()
+        """Keys already reported: what is derived from them is not reported again."""
 
     def fail(self, message: str, help: str = "", code: str = "TC0107") -> None:
         self.found.append(Diagnostic(code, message, None, (), (help,) if help else ()))
 
+    def sound(self, *keys: str) -> bool:
+        """True when none of ``keys`` has been reported."""
+        return self.bad.isdisjoint(keys)
+
     def value(self, key: str, default: Any = None) -> Any:
         got = self.raw.get(key)
         if got is None and default is None:
+            self.bad.add(key)
             self.fail(f"the configuration lacks `{key}`", "take the key from the official config.json")
         return default if got is None else got
 
@@ -83,6 +91,7 @@ class _Reader:
         got = self.value(key, default)
         if isinstance(got, bool) or not isinstance(got, int) or got < low:
             if got is not None:
+                self.bad.add(key)
                 self.fail(f"`{key}` is `{got!r}`, but must be an integer of at least {low}")
             return low
         return got
@@ -91,9 +100,11 @@ class _Reader:
         got = self.value(key, default)
         if isinstance(got, bool) or not isinstance(got, int | float) or not math.isfinite(got):
             if got is not None:
+                self.bad.add(key)
                 self.fail(f"`{key}` is `{got!r}`, but must be a finite number")
             return 1.0
         if positive and got <= 0:
+            self.bad.add(key)
             self.fail(f"`{key}` is `{got!r}`, but must be positive")
             return 1.0
         return float(got)
@@ -125,8 +136,8 @@ class _Reader:
 def parse_config(raw: Mapping[str, Any]) -> MiMoConfig:
     """Check an official configuration.
 
-    Raises :class:`TileccError` with one diagnostic per bad key: TC0107 (missing or illegal value), TC0202 (dimension
-    does not fit the quantisation block), TC0306 (unknown quantization_config).
+    Raises :class:`TileccError` with one diagnostic per bad key: TC0107 (missing or illegal value), TC0202
+    (dimension does not fit the quantisation block), TC0306 (unknown quantization_config).
     """
     r = _Reader(raw)
     _refuse_other_models(r)
@@ -138,7 +149,7 @@ def parse_config(raw: Mapping[str, Any]) -> MiMoConfig:
     any_moe, all_moe = any(moe), all(moe)
     experts = r.integer("n_routed_experts") if any_moe else 0
     top_k = r.integer("num_experts_per_tok") if any_moe else 0
-    if top_k > experts:
+    if top_k > experts and r.sound("num_experts_per_tok", "n_routed_experts"):
         r.fail(f"`num_experts_per_tok` is {top_k}, but there are only {experts} experts (`n_routed_experts`)")
     moe_intermediate = r.integer("moe_intermediate_size") if any_moe else 0
     norm_topk = raw.get("norm_topk_prob", True)
@@ -147,7 +158,7 @@ def parse_config(raw: Mapping[str, Any]) -> MiMoConfig:
     linear_format, expert_format, ignored = _quantization(r)
     if any_moe and expert_format == "mxfp4":
         for key, size in (("hidden_size", hidden), ("moe_intermediate_size", moe_intermediate)):
-            if size % MXFP4_GROUP:
+            if size % MXFP4_GROUP and r.sound(key):
                 r.fail(
                     f"`{key}` is {size}, but MXFP4 experts need a multiple of {MXFP4_GROUP} columns",
                     f"use {-(-size // MXFP4_GROUP) * MXFP4_GROUP}",
@@ -193,7 +204,10 @@ def _refuse_other_models(r: _Reader) -> None:
     if scaling is not None:
         kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else scaling
         if kind != "default":
-            r.fail(f"`rope_scaling` has type `{kind!r}`, but only `'default'` is supported", "remove rope_scaling")
+            r.fail(
+                f"`rope_scaling` has type `{kind!r}`, but only `'default'` is supported",
+                "remove rope_scaling",
+            )
 
 
 def _layers(r: _Reader, count: int, pattern: list[int], moe: list[int]) -> tuple[LayerConfig, ...]:
@@ -207,10 +221,12 @@ def _layers(r: _Reader, count: int, pattern: list[int], moe: list[int]) -> tuple
         window = r.integer("sliding_window", r.raw.get("sliding_window_size"))
         local_theta = r.number("swa_rope_theta")
     sinks = (bool(r.raw.get("add_full_attention_sink_bias")), bool(r.raw.get("add_swa_attention_sink_bias")))
-    # The fused matrix is cut for `num_key_value_heads` ranks in every layer, also where a sliding layer has more.
+    # The fused matrix is cut for `num_key_value_heads` ranks in every layer, also where a sliding layer has
+    # more.
     chunks = full[1]
     for prefix, (heads, kv_heads, head_dim, _), used in (("", full, 0), ("swa_", local, 1)):
-        if used not in pattern:
+        heads_keys = (f"{prefix}num_attention_heads", f"{prefix}num_key_value_heads", *sizes[:2])
+        if used not in pattern or not r.sound(*heads_keys, f"{prefix}head_dim", "head_dim"):
             continue
         if heads % kv_heads:
             r.fail(
@@ -219,15 +235,15 @@ def _layers(r: _Reader, count: int, pattern: list[int], moe: list[int]) -> tuple
             )
         if kv_heads % chunks or heads % chunks:
             r.fail(
-                f"`{prefix}num_key_value_heads` is {kv_heads} and `{prefix}num_attention_heads` is {heads}, but the "
-                f"fused QKV matrix is stored in {chunks} chunks (`num_key_value_heads`)",
+                f"`{prefix}num_key_value_heads` is {kv_heads} and `{prefix}num_attention_heads` is {heads}, "
+                f"but the fused QKV matrix is stored in {chunks} chunks (`num_key_value_heads`)",
                 f"use multiples of {chunks}",
             )
         rotary = int(head_dim * factor)
-        if rotary < 2 or rotary % 2 or rotary > head_dim:
+        if (rotary < 2 or rotary % 2 or rotary > head_dim) and r.sound("partial_rotary_factor"):
             r.fail(
-                f"`{prefix}head_dim` {head_dim} times `partial_rotary_factor` {factor} gives {rotary} rotary dimensions, "
-                f"but the rotation needs an even number from 2 to {head_dim}",
+                f"`{prefix}head_dim` {head_dim} times `partial_rotary_factor` {factor} gives {rotary} rotary "
+                f"dimensions, but the rotation needs an even number from 2 to {head_dim}",
                 "choose the factor so that int(head_dim * factor) is even",
             )
     rows = []
@@ -270,7 +286,8 @@ def _quantization(r: _Reader) -> tuple[Format, Format, frozenset[str]]:
             "mxfp4_block_size": (None, MXFP4_GROUP),
         }
         bad += [
-            f"`{key}` is `{quant.get(key)!r}`, supported: {', '.join(repr(v) for v in allowed if v is not None)}"
+            f"`{key}` is `{quant.get(key)!r}`, supported: "
+            + ", ".join(repr(v) for v in allowed if v is not None)
             for key, allowed in wanted.items()
             if quant.get(key) not in allowed
         ]
@@ -294,7 +311,9 @@ def tensor_specs(config: MiMoConfig) -> dict[str, ParamSpec]:
         return ParamSpec(name, "bf16" if bf16 else config.linear_format, shape, chunks=1 if bf16 else chunks)
 
     hidden = config.hidden
-    specs = {"model.embed_tokens.weight": ParamSpec("model.embed_tokens.weight", "bf16", (config.vocab, hidden))}
+    specs = {
+        "model.embed_tokens.weight": ParamSpec("model.embed_tokens.weight", "bf16", (config.vocab, hidden))
+    }
     for layer in config.layers:
         base = f"model.layers.{layer.index}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
@@ -321,7 +340,10 @@ def tensor_specs(config: MiMoConfig) -> dict[str, ParamSpec]:
             wide = (config.moe_intermediate, hidden)
             source = f"{base}.mlp.experts.{{e}}.{part}.weight"
             specs[f"{base}.mlp.experts.{part}"] = ParamSpec(
-                source, config.expert_format, wide if part != "down_proj" else wide[::-1], experts=config.experts
+                source,
+                config.expert_format,
+                wide if part != "down_proj" else wide[::-1],
+                experts=config.experts,
             )
     specs["model.norm.weight"] = ParamSpec("model.norm.weight", "bf16", (hidden,))
     specs["lm_head.weight"] = ParamSpec("lm_head.weight", "bf16", (config.vocab, hidden))

@@ -29,9 +29,9 @@ class ParamSpec:
     """Where one parameter of a model comes from.
 
     ``source`` is the official tensor name; for a stacked parameter "{e}" stands for the expert index and
-    ``experts`` is their number (0: not stacked). ``shape`` is the logical shape of ONE source tensor (an MXFP4
-    matrix of N rows and K columns has shape (N, K) although K/2 bytes are stored). ``chunks`` is the number of
-    row chunks whose FP8 scale grid restarts (the fused QKV matrix; 1 elsewhere).
+    ``experts`` is their number (0: not stacked). ``shape`` is the logical shape of ONE source tensor (an
+    MXFP4 matrix of N rows and K columns has shape (N, K) although K/2 bytes are stored). ``chunks`` is the
+    number of row chunks whose FP8 scale grid restarts (the fused QKV matrix; 1 elsewhere).
     """
 
     source: str
