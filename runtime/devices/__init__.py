@@ -1,0 +1,1 @@
+"""Devices that run a built package: the CPU emulator, CUDA, and the eager reference."""

@@ -1,0 +1,237 @@
+"""ctypes binding of an emulated kernel library (``templates/emulator/abi.h``).
+
+>>> library = EmulatorLibrary(path)
+>>> result = library.launch(params_bytes, [Buffer("image", image, READ_ONLY), ...], LaunchOptions(grid=4, ...))
+>>> result.ok, result.stats.total["mma"], result.findings
+
+Arrays are numpy arrays and stay owned by the caller; parameters are the raw bytes of the kernel's parameter
+struct, with the arrays' addresses inside (``Buffer.address``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ABI_VERSION = 1
+ROUND_ROBIN, RANDOM, PCT = 0, 1, 2
+LAND_AT_ONCE, LAND_RANDOM, LAND_LAST = 0, 1, 2
+READ_ONLY, UNINITIALISED, INITIALISED = 0, 1, 2
+DETECT_RACES, DETECT_UNINIT, DETECT_PARITY, DETECT_BANKS = 1, 2, 4, 8
+DETECT_ALL = DETECT_RACES | DETECT_UNINIT | DETECT_PARITY | DETECT_BANKS
+SCHEDULES = {"round_robin": ROUND_ROBIN, "random": RANDOM, "pct": PCT}
+LANDINGS = {"at_once": LAND_AT_ONCE, "random": LAND_RANDOM, "last": LAND_LAST}
+
+_COUNTS, _ROLES = 32, 16
+_REPORT_BYTES = 1 << 18
+
+
+class _Options(ctypes.Structure):
+    _fields_ = (
+        ("abi_version", ctypes.c_uint32),
+        ("grid", ctypes.c_uint32),
+        ("threads", ctypes.c_uint32),
+        ("smem_bytes", ctypes.c_uint32),
+        ("schedule", ctypes.c_uint32),
+        ("landing", ctypes.c_uint32),
+        ("detect", ctypes.c_uint32),
+        ("preempt", ctypes.c_uint32),
+        ("seed", ctypes.c_uint64),
+        ("max_switches", ctypes.c_uint64),
+        ("ranks", ctypes.c_uint32),
+        ("max_findings", ctypes.c_uint32),
+    )
+
+
+class _Buffer(ctypes.Structure):
+    _fields_ = (
+        ("ptr", ctypes.c_void_p),
+        ("bytes", ctypes.c_uint64),
+        ("name", ctypes.c_char_p),
+        ("mode", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+    )
+
+
+class _RoleStats(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char * 24), ("counts", ctypes.c_uint64 * _COUNTS))
+
+
+class _Stats(ctypes.Structure):
+    _fields_ = (
+        ("switches", ctypes.c_uint64),
+        ("preemptions", ctypes.c_uint64),
+        ("landings", ctypes.c_uint64),
+        ("findings", ctypes.c_uint64),
+        ("peak_bytes", ctypes.c_uint64),
+        ("n_roles", ctypes.c_uint32),
+        ("n_counts", ctypes.c_uint32),
+        ("counts", ctypes.c_uint64 * _COUNTS),
+        ("roles", _RoleStats * _ROLES),
+    )
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """One run. ``grid`` counts CTAs per rank; ``preempt`` is the chance in percent that a primitive gives the
+    processor to another warp; ``max_switches`` bounds the thread switches (0: no bound)."""
+
+    grid: int
+    threads: int
+    smem_bytes: int
+    schedule: int = ROUND_ROBIN
+    landing: int = LAND_AT_ONCE
+    detect: int = 0
+    preempt: int = 0
+    seed: int = 0
+    max_switches: int = 0
+    ranks: int = 1
+    max_findings: int = 20
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Global memory the kernel may touch. ``rank`` -1 belongs to the host."""
+
+    name: str
+    array: NDArray[Any]
+    mode: int = INITIALISED
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.array.flags.c_contiguous:
+            raise ValueError(f"buffer {self.name} is not contiguous")
+
+    @property
+    def address(self) -> int:
+        """Address of the first byte, for the parameter struct."""
+        return int(self.array.ctypes.data)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One ``error[TC....]`` of a report: message, first place ``file:line:col`` and the lines that follow."""
+
+    code: str
+    message: str
+    place: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts of one run: totals and per role, by name of the primitive or of the traffic kind (bytes)."""
+
+    switches: int
+    preemptions: int
+    landings: int
+    total: dict[str, int]
+    roles: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LaunchResult:
+    """``status``: 0 clean, 1 findings, 2 deadlock, 3 bad arguments."""
+
+    status: int
+    report: str
+    stats: Stats
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 0
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        return parse_report(self.report)
+
+
+class EmulatorLibrary:
+    """A kernel built by ``tilecc.build.emulator``; one launch at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lib = ctypes.CDLL(str(path))
+        self._lib.tk_emu_count_name.restype = ctypes.c_char_p
+        self._lib.tk_emu_launch.argtypes = [
+            ctypes.POINTER(_Options),
+            ctypes.c_char_p,
+            ctypes.c_uint64,
+            ctypes.POINTER(_Buffer),
+            ctypes.c_int,
+            ctypes.POINTER(_Stats),
+            ctypes.c_char_p,
+            ctypes.c_int,
+        ]
+        names = [self._lib.tk_emu_count_name(i).decode() for i in range(_COUNTS)]
+        self._count_names = [(i, n) for i, n in enumerate(names) if n]
+
+    def launch(self, params: bytes, buffers: Sequence[Buffer], options: LaunchOptions) -> LaunchResult:
+        """Run the kernel once. ``params``: the bytes of the parameter struct, one after another per rank."""
+        values = {f: getattr(options, f) for f in LaunchOptions.__dataclass_fields__}
+        c_options = _Options(abi_version=ABI_VERSION, **values)
+        c_buffers = (_Buffer * max(len(buffers), 1))()
+        for slot, b in zip(c_buffers, buffers, strict=False):
+            slot.ptr, slot.bytes, slot.name = b.address, b.array.nbytes, b.name.encode()
+            slot.mode, slot.rank = b.mode, b.rank
+        stats = _Stats()
+        report = ctypes.create_string_buffer(_REPORT_BYTES)
+        status = self._lib.tk_emu_launch(
+            ctypes.byref(c_options),
+            params,
+            len(params) // options.ranks,
+            c_buffers,
+            len(buffers),
+            ctypes.byref(stats),
+            report,
+            _REPORT_BYTES,
+        )
+        return LaunchResult(status, report.value.decode(errors="replace"), self._stats(stats))
+
+    def _stats(self, s: _Stats) -> Stats:
+        def named(counts: Sequence[int]) -> dict[str, int]:
+            return {name: int(counts[i]) for i, name in self._count_names}
+
+        roles = {s.roles[r].name.decode(): named(s.roles[r].counts) for r in range(s.n_roles)}
+        return Stats(s.switches, s.preemptions, s.landings, named(s.counts), roles)
+
+
+_HEAD = re.compile(r"^error\[(TC\d{4})\]: (.*)$")
+
+
+def parse_report(report: str) -> list[Finding]:
+    """Split the text of a report into findings."""
+    found: list[Finding] = []
+    code = message = place = ""
+    notes: list[str] = []
+
+    def close() -> None:
+        if code:
+            found.append(Finding(code, message, place, tuple(notes)))
+
+    for line in report.splitlines():
+        head = _HEAD.match(line)
+        if head:
+            close()
+            code, message, place, notes = head.group(1), head.group(2), "", []
+        elif line.startswith("  --> ") and not place:
+            place = line[6:]
+        elif line.startswith("  "):
+            notes.append(line.strip())
+    close()
+    return found
+
+
+def aligned(nbytes: int, alignment: int = 256) -> NDArray[np.uint8]:
+    """Return ``nbytes`` zero bytes at an address that is a multiple of ``alignment``, as device memory is."""
+    raw = np.zeros(nbytes + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + nbytes]

@@ -1,0 +1,188 @@
+"""The CPU emulator: the emitted kernel text, compiled by g++, one fiber per CUDA thread.
+
+Device memory is numpy memory on 256-byte boundaries. Every buffer, and every region of the workspace, is registered
+with the emulator under its name, so that an access outside of them is reported with names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilecc.build.emulator import build_emulator_kernel
+from tilecc.diag import TileccError, error
+from tilecc.diag.model import nearest
+from tilecc.package import Manifest, Region
+from tilecc.runtime.abi import MAX_ROWS, STATUS_WORDS, STEP, Params
+from tilecc.runtime.devices import emu_lib
+from tilecc.runtime.devices.base import Access, Buffer, Bytes, Launch, Stats
+
+DEFAULT_GRID = 4
+"""CTAs when the caller names no number. Fewer are faster here; results do not depend on it."""
+
+MAX_GRID = 1024
+
+_MODES = {"read": emu_lib.READ_ONLY, "state": emu_lib.INITIALISED, "scratch": emu_lib.UNINITIALISED}
+_SHOWN_LINES = 40
+
+
+class EmulatorDevice:
+    """One emulated GPU. ``last_report`` is the text of the last run's findings."""
+
+    name = "emulator"
+    note = "emulator: modelled device, not a GPU timing"
+
+    def __init__(
+        self,
+        package: Path,
+        manifest: Manifest,
+        grid: int | None = None,
+        *,
+        seed: int = 0,
+        schedule: str = "round_robin",
+        landing: str = "at_once",
+        detect: int = 0,
+        preempt: int | None = None,
+    ) -> None:
+        """Build the package's kernel for the CPU, or take it from the cache.
+
+        ``schedule``: round_robin, random or pct; ``landing`` of bulk copies: at_once, random or last; ``preempt``:
+        percent of primitives after which another warp may run (default 0, with a random schedule 10); ``detect``:
+        flags of emu_lib. Raises TC0407 for values outside these, TC0503, TC0504 from the C++ compiler.
+        """
+        for value, known, what in (
+            (schedule, emu_lib.SCHEDULES, "schedule"),
+            (landing, emu_lib.LANDINGS, "landing"),
+        ):
+            if value not in known:
+                raise error(
+                    "TC0407",
+                    f"the emulator has no {what} `{value}`",
+                    note=", ".join(known),
+                    help=nearest(value, known),
+                )
+        self.grid = grid if grid is not None else min(manifest.default_grid, DEFAULT_GRID)
+        if not 1 <= self.grid <= MAX_GRID:
+            raise error("TC0407", f"a grid of {self.grid} CTAs", note=f"the emulator runs 1 to {MAX_GRID}")
+        library = build_emulator_kernel(package / manifest.source, package / "include", manifest.name)
+        self._library = emu_lib.EmulatorLibrary(library)
+        self._options = emu_lib.LaunchOptions(
+            grid=self.grid,
+            threads=manifest.threads,
+            smem_bytes=manifest.smem_bytes,
+            schedule=emu_lib.SCHEDULES[schedule],
+            landing=emu_lib.LANDINGS[landing],
+            detect=detect,
+            preempt=preempt if preempt is not None else (0 if schedule == "round_robin" else 10),
+            seed=seed,
+        )
+        self._vocab = manifest.vocab
+        self._status = emu_lib.aligned(STATUS_WORDS * 4)
+        self.last_report = ""
+
+    def host_array(self, nbytes: int) -> Bytes:
+        return emu_lib.aligned(nbytes)
+
+    def upload(self, name: str, data: Bytes) -> Buffer:
+        # Host memory is device memory: aligned data (host_array) is used in place.
+        if data.ctypes.data % 256:
+            copy = emu_lib.aligned(data.size)
+            copy[:] = data
+            data = copy
+        return Buffer(name, data.size, "read", data)
+
+    def alloc_zeroed(
+        self, name: str, nbytes: int, access: Access = "state", regions: tuple[Region, ...] = ()
+    ) -> Buffer:
+        return Buffer(name, nbytes, access, emu_lib.aligned(nbytes), regions)
+
+    def write(self, buffer: Buffer, data: NDArray[Any]) -> None:
+        raw = np.ascontiguousarray(data).view(np.uint8).reshape(-1)
+        buffer.handle[: raw.size] = raw
+
+    def zero(self, buffer: Buffer) -> None:
+        buffer.handle[:] = 0
+
+    def download(self, buffer: Buffer, dtype: Any, count: int) -> NDArray[Any]:
+        out: NDArray[Any] = buffer.handle[: count * np.dtype(dtype).itemsize].view(dtype).copy()
+        return out
+
+    def launch(self, launch: Launch) -> Stats:
+        n = launch.n_steps
+        # Only what this launch may touch is registered, so an overrun into the rest of a buffer shows.
+        parts: list[emu_lib.Buffer] = []
+        for buffer in (launch.image, launch.tables, launch.kv):
+            parts += _register(buffer, buffer.nbytes)
+        parts += _register(launch.workspace, launch.workspace.nbytes)
+        parts += _register(launch.steps, n * STEP.itemsize)
+        parts += _register(launch.tokens_out, n * MAX_ROWS * 4)
+        if launch.logits is not None:
+            parts += _register(launch.logits, n * MAX_ROWS * self._vocab * 4)
+        parts += _register(launch.stop_ids, launch.n_stop * 4)
+        self._status[:] = 0
+        parts.append(emu_lib.Buffer("status", self._status))
+        params = Params(
+            image=_address(launch.image),
+            tables=_address(launch.tables),
+            kv=_address(launch.kv),
+            workspace=_address(launch.workspace),
+            steps=_address(launch.steps),
+            tokens_out=_address(launch.tokens_out),
+            logits=_address(launch.logits) if launch.logits is not None else None,
+            stop_ids=_address(launch.stop_ids),
+            status=self._status.ctypes.data,
+            n_steps=n,
+            n_stop=launch.n_stop,
+            flags=launch.flags,
+        )
+        result = self._library.launch(bytes(params), parts, self._options)
+        self.last_report = result.report
+        if not result.ok:
+            raise _stopped(result)
+        stats = result.stats
+        own: Stats = {
+            "switches": stats.switches,
+            "preemptions": stats.preemptions,
+            "landings": stats.landings,
+        }
+        return own | stats.total
+
+    def close(self) -> None:
+        self._status = emu_lib.aligned(STATUS_WORDS * 4)
+
+
+def _register(buffer: Buffer, nbytes: int) -> list[emu_lib.Buffer]:
+    """The buffer, or each of its regions. Nothing is registered for an empty one."""
+    if buffer.regions:
+        return [
+            emu_lib.Buffer(
+                f"{buffer.name}.{r.name}",
+                buffer.handle[r.offset : r.offset + r.nbytes],
+                _MODES[buffer.access],
+            )
+            for r in buffer.regions
+            if r.nbytes > 0
+        ]
+    return [emu_lib.Buffer(buffer.name, buffer.handle[:nbytes], _MODES[buffer.access])] if nbytes > 0 else []
+
+
+def _address(buffer: Buffer) -> int:
+    return int(buffer.handle.ctypes.data)
+
+
+def _stopped(result: emu_lib.LaunchResult) -> TileccError:
+    what = {
+        1: "the emulator found a fault in the kernel",
+        2: "deadlock: the kernel stopped without finishing",
+        3: "the emulator refused the launch",
+    }.get(result.status, f"the emulator returned {result.status}")
+    lines = result.report.strip().splitlines()
+    shown = lines[:_SHOWN_LINES]
+    if len(lines) > len(shown):
+        shown.append(f"... and {len(lines) - len(shown)} more lines")
+    return error(
+        "TC0404", what, note="\n".join(shown), help="report this with the package; the prompt is not at fault"
+    )
