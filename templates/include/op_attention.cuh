@@ -88,9 +88,9 @@ struct Attention {
   }
   static TK_FN void fill(Cx& c, const uint8_t* source, u32 bytes) {
     tk::mbar_wait(c.a_empty(c.a.slot), c.a.phase ^ 1, c.watch);
+    tk::fence_proxy_async();
+    tk::syncwarp();  // no lane may still wait for this phase when lane 0 arrives, or it could miss a whole lap
     if (c.warp == 0) {
-      tk::fence_proxy_async();
-      tk::syncwarp();
       tk::mbar_arrive_expect_tx(c.a_full(c.a.slot), bytes);
       tk::bulk_g2s(c.act(c.a.slot), source, bytes, c.a_full(c.a.slot));
     } else {

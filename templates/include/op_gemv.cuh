@@ -99,9 +99,9 @@ struct Gemv {
           if constexpr (Op::kSource == Source::kNorm) {
             normalise(c, r, rstd, kb, nb);
           } else {
+            tk::fence_proxy_async();
+            tk::syncwarp();  // no lane may still wait for this phase when lane 0 arrives, or it could miss a whole lap
             if (c.warp == 0) {
-              tk::fence_proxy_async();
-              tk::syncwarp();
               tk::mbar_arrive_expect_tx(c.a_full(c.a.slot), nb * 2048);
               const u64 offset = Op::kSourceOffset + (static_cast<u64>(kRouted ? slot : 0) * Op::kBlocks + kb) * 2048;
               tk::bulk_g2s(c.act(c.a.slot), c.p.workspace + offset, nb * 2048, c.a_full(c.a.slot));

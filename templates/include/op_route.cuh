@@ -2,7 +2,7 @@
 // row, then the ascending list of distinct experts with each row's weight, in shared memory. The activation warps compute
 // it; loader, consumers and store warp wait for it; all release it after the down projection.
 //
-// R (emitted): kExperts kTopK kPitch kLogits kScaling kNormTopK and topk(logits, bias, lane, ids, weights)
+// R (emitted): kExperts kTopK kPitch kLogits kRoutes kScaling kNormTopK and topk(logits, bias, lane, ids, weights)
 #pragma once
 #include "op_common.cuh"
 
@@ -51,6 +51,8 @@ struct Route {
       for (u32 k = 0; k < R::kTopK; ++k) {
         tk::sts32(c.route() + S::kRouteSelIds + (n * R::kTopK + k) * 4, static_cast<u32>(ids[k]));
         tk::sts_f32(c.route() + S::kRouteSelWeights + (n * R::kTopK + k) * 4, weights[k]);
+        // One CTA leaves its choice for the host: which experts a step used (comparisons, statistics).
+        if (c.cta == 0) tk::stg32(c.p.workspace + R::kRoutes + ((r.layer * kRows + n) * R::kTopK + k) * 4, static_cast<u32>(ids[k]));
       }
     }
   }

@@ -7,16 +7,13 @@ from pathlib import Path
 
 import jinja2
 
-from tilecc.emit.bodies import BodySpec, lower_bodies
+from tilecc.emit.bodies import COMMON_BODIES, lower_bodies
 from tilecc.emit.format import clang_format
 from tilecc.emit.ops import OpContext, constant, op_context
 from tilecc.ir.program import Program
 from tilecc.passes.tile import MAX_GRID
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
-
-# Bodies that the ops' .cuh files call by name (templates/include/op_common.cuh declares them).
-FIXED_BODIES = ("norm_rstd", "norm_apply", "rope_pair", "swiglu", "argmax_pair", "softmax_online", "softmax_p")
 
 ROLE_ENUM = {"loader": "kLoader", "store": "kStore", "activations": "kActivations", "consumer": "kConsumer"}
 
@@ -51,7 +48,7 @@ class KernelContext:
 def emit_cuda(program: Program, model_file: str) -> str:
     """The formatted text of the kernel. Deterministic."""
     ops = tuple(op_context(op, program) for op in program.classes)
-    specs = dict.fromkeys([BodySpec(name, {}) for name in FIXED_BODIES] + [b for op in ops for b in op.bodies])
+    specs = {body.name: body for body in (*COMMON_BODIES, *(b for op in ops for b in op.bodies))}
     warps = {role.name: role.warps for role in program.roles}
     weights, activations, exchange = (program.ring(n) for n in ("weights", "activations", "exchange"))
     context = KernelContext(
@@ -60,7 +57,7 @@ def emit_cuda(program: Program, model_file: str) -> str:
         symbol=symbol(program),
         max_grid=MAX_GRID,
         smem=smem_bytes(program),
-        bodies=lower_bodies(list(specs)),
+        bodies=lower_bodies(list(specs.values())),
         config=(
             ("kConsumerWarps", warps["consumer"]), ("kActWarps", warps["activations"]),
             ("kWStages", weights.slots), ("kWStageBytes", weights.slot_bytes),

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tilecc.emit.bodies import BodySpec
+from tilecc.emit.bodies import BodySpec, router_topk, softmax_combine, softmax_merge
 from tilecc.ir.graph import AttrValue
 from tilecc.ir.program import OpClass, Program
 from tilecc.passes.tile import ceil_div, pad
@@ -101,14 +101,15 @@ def _commit(op: OpClass, program: Program) -> Parts:
 def _route(op: OpClass, program: Program) -> Parts:
     c = op.constants
     experts, k = int(c["experts"]), int(c["k"])
-    body = BodySpec("router_topk", {"experts": experts, "k": k})
+    body = router_topk(experts, k)
     members = [
         _u32("kExperts", experts), _u32("kTopK", k), _u32("kPitch", c["tile_pitch"]), _at("kLogits", "router_logits", program),
+        _at("kRoutes", "routes", program),
         _f32("kScaling", c["scaling"]), _bool("kNormTopK", bool(c["norm_topk"])),
     ]  # fmt: skip
     extra = [
         "static TK_FN void topk(float* logits, float* bias, int lane, int* ids, float* weights) {",
-        f"  {body.function}(logits, bias, lane, kScaling, kNormTopK ? 1 : 0, ids, weights);",
+        f"  {body.name}(logits, bias, lane, kScaling, kNormTopK ? 1 : 0, ids, weights);",
         "}",
     ]
     return "Route", members, extra, [body]
@@ -128,7 +129,7 @@ def _kv(op: OpClass) -> list[str]:
 def _merge(name: str, body: BodySpec) -> list[str]:
     return [
         f"static TK_FN void {name}(float* m, float* d, float sink, float* scale) {{",
-        f"  {body.function}(m, d, sink, scale);",
+        f"  {body.name}(m, d, sink, scale);",
         "}",
     ]
 
@@ -136,7 +137,7 @@ def _merge(name: str, body: BodySpec) -> list[str]:
 def _attention(op: OpClass, program: Program) -> Parts:
     c = op.constants
     consumers = next(r.warps for r in program.roles if r.name == "consumer")
-    merge, combine = BodySpec("softmax_merge", {"n": consumers}), BodySpec("softmax_combine", {"n": consumers})
+    merge, combine = softmax_merge(consumers), softmax_combine(consumers)
     members = [
         _u32("kHeads", c["heads"]), _u32("kKvHeads", c["kv_heads"]), _u32("kHeadSteps", ceil_div(int(c["head_dim"]), 16)),
         _u32("kValueDim", c["v_head_dim"]), _u32("kWindow", c["window"]), _u32("kSplits", c["splits"]), _u32("kChunkBlocks", 4),
@@ -148,7 +149,7 @@ def _attention(op: OpClass, program: Program) -> Parts:
     extra = [
         *_kv(op),
         "static TK_FN void combine(float* m, float* d, float* m1, float* d1, float* scale) {",
-        f"  {combine.function}(m, d, m1, d1, scale);",
+        f"  {combine.name}(m, d, m1, d1, scale);",
         "}",
     ]
     return "Attention", members, extra, [combine]
@@ -156,7 +157,7 @@ def _attention(op: OpClass, program: Program) -> Parts:
 
 def _attention_merge(op: OpClass, program: Program) -> Parts:
     c = op.constants
-    body = BodySpec("softmax_merge", {"n": int(c["splits"])})
+    body = softmax_merge(int(c["splits"]))
     members = [
         _u32("kHeads", c["heads"]), _u32("kValueDim", c["v_head_dim"]), _u32("kSplits", c["splits"]),
         _bool("kSink", bool(c["sink"])), _at("kPartials", "attention_partials", program), _at("kOut", "attention", program),

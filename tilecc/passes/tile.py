@@ -204,7 +204,10 @@ class _Tiler:
         experts, k = int(op.attrs["experts"]), int(op.attrs["k"])
         if k > 8 or experts > 1024:
             raise self.unfit(op, f"top-{k} of {experts} experts: at most 8 of 1024 are supported")
-        return self.make(op, {"pitch": pad(experts, 32), "tasks": 0}, [self.router_logits(experts)], [self.routing()])
+        layers = self.graph.layers
+        log = self.space("routes", "u32", (layers, ROWS, k), layers * ROWS * k * 4)
+        mine = Access("routes", ((op.layer, op.layer + 1), *log.box[1:]))
+        return self.make(op, {"pitch": pad(experts, 32), "tasks": 0}, [self.router_logits(experts)], [self.routing(), mine])
 
     def active(self, op: TileOp) -> int:
         return min(int(op.attrs["experts"]), ROWS * int(op.attrs["k"]))
