@@ -1,7 +1,7 @@
 """The CPU emulator: the emitted kernel text, compiled by g++, one fiber per CUDA thread.
 
-Device memory is numpy memory on 256-byte boundaries. Every buffer, and every region of the workspace, is registered
-with the emulator under its name, so that an access outside of them is reported with names.
+Device memory is numpy memory on 256-byte boundaries. Every buffer, and every region of the workspace, is
+registered with the emulator under its name, so that an access outside of them is reported with names.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ class EmulatorDevice:
     ) -> None:
         """Build the package's kernel for the CPU, or take it from the cache.
 
-        ``schedule``: round_robin, random or pct; ``landing`` of bulk copies: at_once, random or last; ``preempt``:
-        percent of primitives after which another warp may run (default 0, with a random schedule 10); ``detect``:
-        flags of emu_lib. Raises TC0407 for values outside these, TC0503, TC0504 from the C++ compiler.
+        ``schedule``: round_robin, random or pct; ``landing`` of bulk copies: at_once, random or last;
+        ``preempt``: percent of primitives after which another warp may run (default 0, with a random
+        schedule 10); ``detect``: flags of emu_lib. Raises TC0407 for values outside these, TC0503, TC0504
+        from the C++ compiler.
         """
         for value, known, what in (
             (schedule, emu_lib.SCHEDULES, "schedule"),
