@@ -192,7 +192,7 @@ def route(logits: Tensor, bias: Tensor, k: int, norm_topk: bool, scaling: float)
     weights."""
     score = torch.sigmoid(logits) + bias
     # A stable sort keeps the lower id first among equal scores; topk promises nothing about ties.
-    ids = torch.sort(score, dim=-1, descending=True, stable=True).indices[..., :k]
+    ids = torch.sort(score, dim=-1, descending=True, stable=True).indices[..., :k].contiguous()
     return ids, route_weights(logits, ids, norm_topk, scaling)
 
 
