@@ -1,0 +1,61 @@
+// C interface of an emulated kernel library; mirrored by runtime/devices/emu_lib.py.
+#pragma once
+#include <stdint.h>
+
+#define TK_EMU_ABI_VERSION 1u
+#define TK_EMU_MAX_COUNTS 32
+#define TK_EMU_MAX_ROLES 16
+
+enum { TK_EMU_ROUND_ROBIN = 0, TK_EMU_RANDOM = 1, TK_EMU_PCT = 2 };
+enum { TK_EMU_LAND_AT_ONCE = 0, TK_EMU_LAND_RANDOM = 1, TK_EMU_LAND_LAST = 2 };
+enum { TK_EMU_READ_ONLY = 0, TK_EMU_UNINITIALISED = 1, TK_EMU_INITIALISED = 2 };
+enum { TK_EMU_OK = 0, TK_EMU_FINDINGS = 1, TK_EMU_DEADLOCK = 2, TK_EMU_BAD_ARGUMENTS = 3 };
+// Detectors, bit flags of options.detect.
+enum { TK_EMU_DETECT_RACES = 1, TK_EMU_DETECT_UNINIT = 2, TK_EMU_DETECT_PARITY = 4, TK_EMU_DETECT_BANKS = 8 };
+
+struct tk_emu_options {
+  uint32_t abi_version;
+  uint32_t grid;      // CTAs per rank
+  uint32_t threads;   // per CTA
+  uint32_t smem_bytes;
+  uint32_t schedule;
+  uint32_t landing;
+  uint32_t detect;
+  uint32_t preempt;   // percent of primitives after which another warp may run
+  uint64_t seed;
+  uint64_t max_switches;  // 0 = no limit
+  uint32_t ranks;     // params of rank r start at params + r * params_bytes
+  uint32_t max_findings;
+};
+
+struct tk_emu_buffer {
+  void* ptr;
+  uint64_t bytes;
+  const char* name;
+  int32_t mode;
+  int32_t rank;  // owner; -1 = shared by the host
+};
+
+struct tk_emu_role_stats {
+  char name[24];
+  uint64_t counts[TK_EMU_MAX_COUNTS];
+};
+
+struct tk_emu_stats {
+  uint64_t switches, preemptions, landings, findings, peak_bytes;
+  uint32_t n_roles, n_counts;
+  uint64_t counts[TK_EMU_MAX_COUNTS];
+  struct tk_emu_role_stats roles[TK_EMU_MAX_ROLES];
+};
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+// params_bytes is the size of ONE rank's parameters. The report is zero-terminated text.
+int tk_emu_launch(const struct tk_emu_options*, const void* params, uint64_t params_bytes,
+                  const struct tk_emu_buffer*, int n_buffers, struct tk_emu_stats*, char* report,
+                  int report_bytes);
+const char* tk_emu_count_name(int index);
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,118 @@
+// Bulk copies: issue, landing, groups.
+#include <string.h>
+
+#include "engine.h"
+
+namespace tk_emu {
+
+static void land(size_t i) {
+  Engine& e = *engine;
+  const Load load = e.loads[i];
+  e.loads[i] = e.loads.back();
+  e.loads.pop_back();
+  e.stats.landings++;
+  memcpy(load.cta->smem + (load.dst - kSmemBase), load.src, load.bytes);
+  complete_tx(load.bar, load.bytes, load.site);
+}
+
+bool land_one() {
+  if (engine->loads.empty()) return false;
+  land(engine->options.schedule == TK_EMU_ROUND_ROBIN ? 0 : random_bits() % engine->loads.size());
+  return true;
+}
+
+void bulk_g2s(uint32_t dst, const void* src, uint32_t bytes, uint32_t bar, Site site) {
+  preempt_point();
+  CtaState* cta = my_cta();
+  MBarrier* m = barrier_at(cta, bar, "bulk_g2s", site);
+  count(kBulkLoad);
+  count(kBulkLoadBytes, bytes);
+  if (!bytes || bytes % 16)
+    fatal("TC0905", text("%s: bulk_g2s of %u bytes; the size must be a multiple of 16", who_now().c_str(), bytes), site);
+  smem_range(cta, dst, bytes, 16, "bulk_g2s destination", site);
+  global_range(src, bytes, 16, false, "bulk_g2s source", site);
+  memset(cta->smem + (dst - kSmemBase), 0xff, bytes);  // nobody may read it before it lands
+  engine->loads.push_back({cta, dst, bytes, static_cast<const uint8_t*>(src), m, site});
+  if (engine->options.landing == TK_EMU_LAND_AT_ONCE) land(engine->loads.size() - 1);
+}
+
+static void read_source(CtaState* cta, Store& s) {
+  if (s.read) return;
+  s.read = true;
+  const uint8_t* from = cta->smem + (s.src - kSmemBase);
+  s.data.assign(from, from + s.bytes);
+}
+
+static void write_target(CtaState* cta, Store& s) {
+  if (s.written) return;
+  read_source(cta, s);
+  s.written = true;
+  memcpy(s.dst, s.data.data(), s.bytes);
+  engine->stats.landings++;
+}
+
+void bulk_s2g(void* dst, uint32_t src, uint32_t bytes, Site site) {
+  preempt_point();
+  CtaState* cta = my_cta();
+  count(kBulkStore);
+  count(kBulkStoreBytes, bytes);
+  if (!bytes || bytes % 16)
+    fatal("TC0905", text("%s: bulk_s2g of %u bytes; the size must be a multiple of 16", who_now().c_str(), bytes), site);
+  smem_range(cta, src, bytes, 16, "bulk_s2g source", site);
+  global_range(dst, bytes, 16, true, "bulk_s2g destination", site);
+  Store s{static_cast<uint8_t*>(dst), src, bytes, 0, false, false, {}, site};
+  // The hardware may read and write at any moment from now to the wait: at once, at random, or last.
+  const uint32_t landing = engine->options.landing;
+  const uint64_t moment = landing == TK_EMU_LAND_RANDOM ? random_bits() % 3 : 0;
+  if (landing == TK_EMU_LAND_AT_ONCE || moment == 1) write_target(cta, s);
+  if (moment == 2) read_source(cta, s);
+  my_warp()->stores.push_back(std::move(s));
+}
+
+void bulk_commit(Site) {
+  preempt_point();
+  WarpState* w = my_warp();
+  w->groups++;
+  for (Store& s : w->stores)
+    if (!s.group) s.group = w->groups;
+}
+
+void bulk_wait(uint32_t keep, bool read_only, Site) {
+  preempt_point();
+  WarpState* w = my_warp();
+  CtaState* cta = my_cta();
+  size_t kept = 0;
+  for (Store& s : w->stores) {
+    const bool due = s.group && s.group + keep <= w->groups;
+    if (due) read_source(cta, s);
+    if (due && !read_only) {
+      write_target(cta, s);
+      continue;
+    }
+    if (&w->stores[kept] != &s) w->stores[kept] = std::move(s);
+    kept++;
+  }
+  w->stores.resize(kept);
+}
+
+void check_exit(WarpState* warp) {
+  for (const Store& s : warp->stores)
+    finding("TC0909", text("%s returns from the kernel with a bulk store of %u bytes to %s that was not waited for",
+                           who_now().c_str(), s.bytes, global_name(s.dst).c_str()),
+            s.site, {s.group ? "its group was committed; bulk_wait<0> is missing" : "it was never committed"});
+}
+
+void fence_proxy_async(Site) {
+  preempt_point();
+  count(kFence);
+}
+
+void prefetch_l2(const void* src, uint32_t bytes, Site site) {
+  preempt_point();
+  if (!bytes || bytes % 16)
+    fatal("TC0905", text("%s: prefetch_l2 of %u bytes; the size must be a multiple of 16", who_now().c_str(), bytes),
+          site);
+  global_range(src, bytes, 16, false, "prefetch_l2", site);
+}
+
+}  // namespace tk_emu

@@ -1,0 +1,208 @@
+// mbarriers, named barriers, counters.
+#include "engine.h"
+
+namespace tk_emu {
+
+MBarrier* barrier_at(CtaState* cta, uint32_t addr, const char* what, Site site) {
+  const uint32_t o = addr - kSmemBase;
+  if ((addr & 7) || o >= cta->smem_bytes || cta->granule[o >> 3] < kBarrierId)
+    fatal("TC0907", text("%s: %s at %s, where no mbarrier was initialised", who_now().c_str(), what,
+                         smem_name(cta, addr).c_str()),
+          site);
+  return cta->barriers[cta->granule[o >> 3] - kBarrierId];
+}
+
+void mbar_init(uint32_t bar, uint32_t count, Site site) {
+  preempt_point();
+  CtaState* cta = my_cta();
+  const uint32_t o = bar - kSmemBase;
+  if (o >= cta->smem_bytes || (bar & 7) || !count || count > 0xfffff)
+    fatal("TC0907", text("%s: mbar_init at offset %d with count %u", who_now().c_str(), static_cast<int>(o), count),
+          site);
+  if (cta->granule[o >> 3] >= kBarrierId)
+    fatal("TC0907", text("%s initialises mbarrier %s a second time", who_now().c_str(), smem_name(cta, bar).c_str()),
+          site, {"first at " + place(cta->barriers[cta->granule[o >> 3] - kBarrierId]->site)});
+  smem_range(cta, bar, 8, 8, "mbar_init", site);
+  MBarrier* m = new MBarrier;
+  m->cta = cta;
+  m->addr = bar;
+  m->count = m->pending = count;
+  m->id = static_cast<uint32_t>(engine->barriers.size());
+  m->site = site;
+  cta->granule[o >> 3] = static_cast<uint16_t>(kBarrierId + cta->barriers.size());
+  auto early = cta->early_names.find(bar);
+  if (early != cta->early_names.end()) m->name = early->second.first, m->index = early->second.second;
+  cta->barriers.push_back(m);
+  engine->barriers.push_back(m);
+}
+
+void mbar_name(uint32_t bar, const char* name, uint32_t index, Site site) {
+  CtaState* cta = my_cta();
+  const uint32_t o = bar - kSmemBase;
+  // Any thread may name a barrier; one not yet initialised takes its name when it is.
+  if (o < cta->smem_bytes && cta->granule[o >> 3] >= kBarrierId) {
+    MBarrier* m = cta->barriers[cta->granule[o >> 3] - kBarrierId];
+    m->name = name;
+    m->index = index;
+  } else {
+    cta->early_names[bar] = {name, index};
+  }
+  (void)site;
+}
+
+void fence_mbar_init() { preempt_point(); }
+
+static void try_complete(MBarrier* bar) {
+  if (bar->pending || bar->tx) return;
+  bar->phase++;
+  bar->pending = bar->count;
+  std::vector<Thread*> waiters;
+  waiters.swap(bar->waiters);
+  for (Thread* t : waiters) make_ready(t);
+}
+
+void mbar_arrive(uint32_t addr, uint32_t tx_bytes, bool expect, Site site) {
+  preempt_point();
+  MBarrier* bar = barrier_at(my_cta(), addr, expect ? "mbar_arrive_expect_tx" : "mbar_arrive", site);
+  count(kMbarArrive);
+  bar->tx += tx_bytes;
+  if (bar->tx > 0xfffff)
+    fatal("TC0907", text("%s: tx-count of %s exceeds 2^20-1", who_now().c_str(), barrier_text(bar).c_str()), site);
+  if (!bar->pending)
+    fatal("TC0907", text("%s: one arrival too many on mbarrier %s", who_now().c_str(), barrier_text(bar).c_str()),
+          site);
+  bar->pending--;
+  try_complete(bar);
+}
+
+void complete_tx(MBarrier* bar, uint32_t bytes, Site site) {
+  bar->tx -= bytes;
+  if (bar->tx < -0xfffff)
+    fatal("TC0907", text("tx-count of mbarrier %s falls below -(2^20-1)", barrier_text(bar).c_str()), site);
+  try_complete(bar);
+}
+
+void mbar_wait(uint32_t addr, uint32_t parity, const tk::Watch& watch, Site site) {
+  preempt_point();
+  MBarrier* bar = barrier_at(my_cta(), addr, "mbar_wait", site);
+  count(kMbarWait);
+  // A woken thread looks at the parity again: if it comes late, the barrier may be a phase further.
+  while ((bar->phase & 1) == (parity & 1)) {
+    bar->waiters.push_back(self());
+    block(Wait::kMbarrier, bar, parity & 1, &watch, site);
+  }
+}
+
+// ---- named barriers ---------------------------------------------------------------------------------
+
+static void join_named(WarpState* warp, uint32_t id, uint32_t threads, bool wait, Site site) {
+  if (id > 15 || !threads || threads % 32 || threads > engine->options.threads)
+    fatal("TC0908", text("%s: named barrier %u with %u threads; ids are 0 to 15, counts multiples of 32 up to %u",
+                         who_now().c_str(), id, threads, engine->options.threads),
+          site);
+  NamedBarrier& b = my_cta()->named[id];
+  if (b.arrived && b.threads != threads)
+    fatal("TC0908", text("%s joins named barrier %u with a count of %u threads, but %u threads wait there with a "
+                         "count of %u",
+                         who_now().c_str(), id, threads, b.arrived, b.threads),
+          site, {"the other count is given at " + place(b.site)});
+  for (WarpState* w : b.members)
+    if (w == warp)
+      fatal("TC0908", text("%s arrives twice at named barrier %u in one round", who_now().c_str(), id), site);
+  b.threads = threads;
+  b.site = site;
+  b.arrived += 32;
+  b.members.push_back(warp);
+  if (b.arrived == b.threads) {
+    b.arrived = 0;
+    b.members.clear();
+    std::vector<WarpState*> parked;
+    parked.swap(b.parked);
+    for (WarpState* w : parked) {
+      w->parked_in = nullptr;
+      w->ready = 0xffffffffu;
+      ready_warp(w);
+    }
+    release_all(warp);
+  } else if (wait) {
+    b.parked.push_back(warp);
+    warp->parked_in = &b;
+    warp->parked_id = id;
+    warp->arrived = 0;
+    warp->ready = 1u << cur->lane;
+    unready_self();
+    run_next();
+  } else {
+    release_all(warp);
+  }
+}
+
+void named_barrier(uint32_t id, uint32_t threads, bool wait, const char* what, Site site) {
+  collective(nullptr, what, site, [&](Warp* w) {
+    w->counts[kBarrier]++;
+    join_named(static_cast<WarpState*>(w), id, threads, wait, site);
+  });
+}
+
+void cta_sync(Site site) { named_barrier(0, engine->options.threads, true, "cta_sync", site); }
+
+void set_registers(int registers, bool up, Site site) {
+  collective(nullptr, up ? "setmaxnreg_inc" : "setmaxnreg_dec", site, [&](Warp* w) {
+    static_cast<WarpState*>(w)->registers = registers;
+    static_cast<WarpState*>(w)->registers_site = site;
+    release_all(w);
+  });
+}
+
+void nanosleep(Site) { run_next(); }
+
+// ---- counters ---------------------------------------------------------------------------------------
+
+void wake_counter(const void* p) {
+  auto it = engine->counters.find(p);
+  if (it == engine->counters.end()) return;
+  std::vector<Thread*> waiters;
+  waiters.swap(it->second.waiters);
+  for (Thread* t : waiters) make_ready(t);
+}
+
+void wait_ge(const uint32_t* p, uint32_t target, const tk::Watch& watch, Site site) {
+  preempt_point();
+  global_range(p, 4, 4, false, "wait_ge", site);
+  count(kCounterWait);
+  while (static_cast<int32_t>(*p - target) < 0) {
+    engine->counters[p].waiters.push_back(self());
+    block(Wait::kCounter, p, target, &watch, site);
+  }
+}
+
+void signal_add(uint32_t* p, uint32_t v, bool release, Site site) {
+  preempt_point();
+  global_range(p, 4, 4, true, release ? "red_release" : "red_relaxed", site);
+  count(kCounterSignal);
+  *p += v;
+  wake_counter(p);
+}
+
+uint32_t ld_acquire(const uint32_t* p, Site site) {
+  preempt_point();
+  global_range(p, 4, 4, false, "ld_acquire", site);
+  return *p;
+}
+
+void st_release(uint32_t* p, uint32_t v, Site site) {
+  preempt_point();
+  global_range(p, 4, 4, true, "st_release", site);
+  count(kCounterSignal);
+  *p = v;
+  wake_counter(p);
+}
+
+void fence_gpu(Site) {
+  preempt_point();
+  count(kFence);
+}
+
+void sync_warp_clocks(Warp*) {}
+
+}  // namespace tk_emu

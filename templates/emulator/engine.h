@@ -1,0 +1,173 @@
+// Internal state of the emulator: threads, warps, CTAs, barriers, copies in flight, registered buffers.
+// One launch at a time, on one host thread; the same seed gives the same run.
+#pragma once
+#include <stdarg.h>
+
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "abi.h"
+#include "tk_prim.cuh"
+
+namespace tk_emu {
+
+enum class Wait : uint8_t { kNone, kMbarrier, kCounter, kWord, kNamedBarrier, kDone };
+
+struct Thread : Fiber {
+  Wait wait = Wait::kNone;
+  const void* object = nullptr;  // MBarrier, counter or word
+  uint32_t expected = 0;         // parity or target
+  Site site;
+  WatchCopy watch;
+  char* stack_low = nullptr;
+};
+
+struct MBarrier {
+  struct CtaState* cta = nullptr;
+  uint32_t addr = 0, count = 0, pending = 0;
+  int64_t tx = 0;
+  uint64_t phase = 0;  // phases completed
+  const char* name = nullptr;
+  uint32_t index = 0;
+  uint32_t id = 0;     // over all CTAs
+  Site site;
+  std::vector<Thread*> waiters;
+};
+
+struct NamedBarrier {
+  uint32_t threads = 0, arrived = 0;
+  Site site;
+  std::vector<struct WarpState*> members;  // warps that arrived in this round
+  std::vector<struct WarpState*> parked;
+};
+
+struct Region {
+  std::string name;
+  uint32_t addr, bytes;
+  Site site;
+};
+
+struct CtaState : Cta {
+  std::vector<uint8_t> smem_storage;
+  std::vector<uint16_t> granule_storage;
+  std::vector<Region> regions;
+  std::vector<MBarrier*> barriers;
+  NamedBarrier named[16];
+  std::vector<struct WarpState*> warps;
+  std::unordered_map<uint32_t, std::pair<const char*, uint32_t>> early_names;  // of barriers not yet initialised
+  bool declared = false;  // some region was declared: undeclared shared memory is out of bounds
+};
+
+// A bulk store, from issue to the wait that guarantees it.
+struct Store {
+  uint8_t* dst;
+  uint32_t src, bytes;
+  uint64_t group;  // 0 while not committed
+  bool read = false, written = false;
+  std::vector<uint8_t> data;
+  Site site;
+};
+
+struct WarpState : Warp {
+  int ready_position = -1;
+  uint64_t priority = 0;
+  NamedBarrier* parked_in = nullptr;
+  uint32_t parked_id = 0;
+  std::vector<Store> stores;
+  uint64_t groups = 0;  // committed so far
+  int registers = 0;
+  Site registers_site;
+};
+
+// A bulk load, from issue to its landing.
+struct Load {
+  CtaState* cta;
+  uint32_t dst, bytes;
+  const uint8_t* src;
+  MBarrier* bar;
+  Site site;
+};
+
+struct Buffer {
+  uintptr_t lo;
+  uint64_t bytes;
+  std::string name;
+  int mode, rank;
+};
+
+struct Counter {
+  std::vector<Thread*> waiters;
+};
+
+struct Engine {
+  tk_emu_options options{};
+  std::vector<Thread> threads;
+  std::vector<WarpState> warps;
+  std::vector<CtaState> ctas;
+  std::vector<MBarrier*> barriers;
+  std::vector<Load> loads;
+  std::vector<Buffer> buffers;  // sorted by address
+  std::unordered_map<const void*, Counter> counters;
+  std::unordered_map<uint32_t, std::string> role_names, op_names;
+
+  std::vector<WarpState*> ready_list;  // warps with a lane that can run
+  std::vector<uint64_t> ready_bits;    // the same, as a set ordered by warp number
+  Thread main_thread;
+  std::vector<const void*> params;     // per rank
+  uint64_t random = 0;
+  uint64_t next_priority_change = 0;
+  uint64_t live = 0;
+  bool stopped = false;
+  bool deadlocked = false;
+
+  std::string report;
+  tk_emu_stats stats{};
+};
+
+extern Engine* engine;
+
+inline Thread* self() { return static_cast<Thread*>(cur); }
+inline WarpState* my_warp() { return static_cast<WarpState*>(cur->warp); }
+inline CtaState* my_cta() { return static_cast<CtaState*>(cur->cta); }
+
+// scheduler.cpp
+uint64_t random_bits();
+void ready_warp(WarpState* warp);
+void make_ready(Thread* thread);
+void unready_self();
+void run_next();                 // the current thread gives up the processor
+void block(Wait kind, const void* object, uint32_t expected, const tk::Watch* watch, Site site);
+[[noreturn]] void stop();        // ends the launch
+void run_all();
+void thread_main();
+
+// async.cpp
+bool land_one();                 // lands a pending load; false if there is none
+void check_exit(WarpState* warp);
+
+// barrier.cpp
+MBarrier* barrier_at(CtaState* cta, uint32_t addr, const char* what, Site site);
+void complete_tx(MBarrier* bar, uint32_t bytes, Site site);
+void wake_counter(const void* p);
+
+// memory.cpp
+void smem_range(CtaState* cta, uint32_t addr, uint32_t bytes, uint32_t align, const char* what, Site site);
+const Buffer* global_range(const void* p, uint64_t bytes, uint32_t align, bool write, const char* what,
+                           Site site);
+std::string smem_name(CtaState* cta, uint32_t addr);
+std::string global_name(const void* p);
+
+// report.cpp
+std::string text(const char* format, ...) __attribute__((format(printf, 1, 2)));
+std::string place(Site site);
+std::string who(const Warp* warp, uint32_t lane);
+std::string who_now();
+std::string work_of(const WatchCopy& watch);
+std::string barrier_text(const MBarrier* bar);
+void finding(const char* code, const std::string& message, Site site, const std::vector<std::string>& notes = {});
+[[noreturn]] void fatal(const char* code, const std::string& message, Site site,
+                        const std::vector<std::string>& notes = {});
+void report_deadlock();
+
+}  // namespace tk_emu
