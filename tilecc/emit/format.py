@@ -1,7 +1,8 @@
 """Lays out emitted C++ with clang-format, so that people can read and diff it.
 
-The style lives here and not in a file looked up from the working directory: an installed tilecc must write the
-same bytes everywhere. The binary comes from the ``clang-format`` package, never from PATH, for the same reason.
+The style lives here and not in a file looked up from the working directory: an installed tilecc must write
+the same bytes everywhere. The binary comes from the ``clang-format`` package, never from PATH, for the same
+reason.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ def style_text() -> str:
 
 
 def clang_format(text: str, filename: str = "kernel.cuh") -> str:
-    """Return ``text`` (C++ or CUDA) in the house layout. ``filename`` tells clang-format the language by suffix.
+    """Return ``text`` (C++ or CUDA) in the house layout. The suffix of ``filename`` tells the language.
 
-    Deterministic for one version of clang-format. Raises InternalError when clang-format refuses the text or is
-    not installed: both are faults of tilecc or of its installation, not of the user's model.
+    Deterministic for one version of clang-format. Raises InternalError when clang-format refuses the text or
+    is not installed: both are faults of tilecc or of its installation, not of the user's model.
     """
     style = "{" + ", ".join(f"{key}: {_yaml(value)}" for key, value in STYLE.items()) + "}"
     done = subprocess.run(

@@ -1,8 +1,8 @@
 """Tile bodies: the scalar and warp-level arithmetic of the emitted kernel, written once as TIRx functions.
 
-A body works on registers and small local arrays only and reaches other lanes and approximate math through the
-``tk_*`` wrappers of templates/include; memory, barriers and tensor cores belong to the headers. So one text serves
-nvcc, g++ (the CPU emulator) and the reader. Formulas: design page mimo.md section 2.
+A body works on registers and small local arrays only and reaches other lanes and approximate math through
+the ``tk_*`` wrappers of templates/include; memory, barriers and tensor cores belong to the headers. So one
+text serves nvcc, g++ (the CPU emulator) and the reader. Formulas: design page mimo.md section 2.
 
     text = lower_bodies([*COMMON_BODIES, router_topk(384, 8), softmax_merge(4)])
 
@@ -79,8 +79,9 @@ def softmax_combine(n: int) -> BodySpec:
 def lower_bodies(specs: Sequence[BodySpec]) -> str:
     """Return the C++ text of ``specs`` in their order, as ``TK_FN`` functions for global scope.
 
-    The text needs ``tk_prim.cuh`` before it and depends on ``specs`` alone, byte for byte. Raises InternalError for
-    an unknown builder, a repeated name, or a body whose lowered text breaks the rules of the emitted kernel.
+    The text needs ``tk_prim.cuh`` before it and depends on ``specs`` alone, byte for byte. Raises
+    InternalError for an unknown builder, a repeated name, or a body whose lowered text breaks the rules of
+    the emitted kernel.
     """
     from tilecc.emit.bodies.lower import lower
 

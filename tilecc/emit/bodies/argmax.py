@@ -10,7 +10,10 @@ NAN_ID = 1 << 30  # added to the id of a NaN, which then competes as -inf and lo
 
 
 def argmax_pair() -> Any:
-    """The better of (va, ia) and (vb, ib): larger value, then lower id, NaN last. Ids are below 2^30."""
+    """The better of two (value, id): larger value, then lower id, NaN last.
+
+    A NaN's id must be below 2^30.
+    """
 
     @T.prim_func
     def body(

@@ -10,7 +10,10 @@ NEG_INF = float("-inf")
 
 
 def exp(x: Any, sign: float = 1.0) -> Any:
-    """e^(sign x) as 2^(x sign log2 e), f32. Relative error about (|x| + 2) 2^-23: the product is rounded first."""
+    """e^(sign x), sign = +-1, as 2^(x sign log2 e), f32.
+
+    Relative error below (|x| + 4) 2^-24: the product is rounded before the power is taken.
+    """
     return T.call_extern("float32", "tk_exp2", x * T.float32(sign * LOG2E))
 
 

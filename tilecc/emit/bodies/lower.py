@@ -1,13 +1,18 @@
 """Lowers TIRx PrimFuncs to plain C++ text.
 
-A PrimFunc with the default calling convention is printed by TVM's CUDA printer as a ``__device__`` function, so the
-device passes are run by hand and the printer is called directly: no host wrapper, no packed ABI, no CUDA toolkit. All
-bodies go through one IRModule. What TVM prints is then reduced to the subset that g++ and nvcc share, see ``_plain``.
+A PrimFunc with the default calling convention is printed by TVM's CUDA printer as a ``__device__`` function,
+so the device passes are run by hand and the printer is called directly: no host wrapper, no packed ABI, no
+CUDA toolkit. All bodies go through one IRModule. What TVM prints is then reduced to the subset that g++ and
+nvcc share, see ``_plain``.
 
 Traps of the TIRx front end (0.27), which the bodies avoid:
   * ``x != x`` folds to false also for floats, and ``not (a >= b)`` to ``a < b``: neither tests for NaN. Write
     ``Select(x >= -inf, value, value_for_nan)``, which stays a comparison.
-  * buffer parameters of a device function must be typed handles plus ``decl_buffer``; ``T.Buffer`` fails in the printer.
+  * ``if_then_else`` prints as statements, and directly under ``return`` as text that is no C++. ``Select``
+    prints as ``? :`` and evaluates both sides in TIRx, so no side may shuffle.
+  * a value bound with ``T.let`` is inlined wherever it is used, calls included: use a local array of one
+    element.
+  * buffer parameters must be typed handles plus ``decl_buffer``; ``T.Buffer`` fails in the printer.
   * ``exp`` and ``rsqrt`` print as libm calls; use the wrappers of ``common``.
 """
 
@@ -29,8 +34,8 @@ from tilecc.emit.format import clang_format
 _DEVICE = 'extern "C" __device__ '
 _NEG_INF = "-__builtin_huge_valf()"
 
-# What may stand in a body, besides its own names. Anything else means that TVM lowered to an intrinsic or a type
-# that the emulator or the lint of the emitted kernel does not know.
+# What may stand in a body, besides its own names. Anything else means that TVM lowered to an intrinsic or a
+# type that the emulator or the lint of the emitted kernel does not know.
 _TYPES = frozenset({"float", "int", "uint32_t", "bool", "void"})
 _WORDS = frozenset({"TK_FN", "TK_UNROLL", "if", "else", "for", "return", "true", "false"})
 _CALLS = frozenset(
@@ -127,7 +132,7 @@ def _plain(text: str) -> str:
 
 
 def _scalar(text: str, name: str) -> str:
-    """Replace the array ``name`` of one element, TIRx's mutable scalar, by a scalar set where it is declared."""
+    """Replace the array ``name`` of one element, TIRx's mutable scalar, by a scalar, set where declared."""
     uses = len(re.findall(rf"\b{name}\b", text))
     text = re.sub(rf"\b{name}\[[01]\]", name, text)
     if uses != len(re.findall(rf"\b{name}\b(?!\[)", text)):

@@ -7,21 +7,26 @@ from tvm.script import tirx as T
 from tilecc.diag import InternalError
 from tilecc.emit.bodies.common import NEG_INF, shfl_f32, shfl_i32, sigma
 
-# An expert competes as (score, key): larger score, then lower key. The key is its id, plus one of these for classes
-# that stand behind every ordinary -inf, because their score is set to -inf.
+# An expert competes as (score, key): larger score, then lower key. The key is its id. Classes that must stand
+# behind every true -inf get the score -inf and one of these added to, or in place of, the id.
 NAN_KEY = 1 << 16
 NOT_AN_EXPERT = 2 << 16
 TAKEN = 3 << 16
 
 
 def router_topk(experts: int, top_k: int) -> Any:
-    """Top-k of sigmoid(logit) + bias, descending, ties to the lower id, NaN last; weights without the bias."""
+    """Top-k of sigmoid(logit) + bias, ties to the lower id, NaN last.
+
+    Weights are the sigmoids without the bias, over (their sum + 1e-20) if ``norm``, times ``scaling``; ids and
+    weights in descending order of the biased score.
+    """
     if not 1 <= top_k <= experts < NAN_KEY:
         raise InternalError(f"a router cannot choose {top_k} of {experts} experts")
     per_lane = (experts + 31) // 32
 
-    # Lane l holds expert i * 32 + l in slot i. Each of the k rounds: best of the own slots, then a butterfly over the
-    # lanes that carries the sigmoid along. Every lane ends with all ids and weights; the sum runs in selection order.
+    # Lane l holds expert i * 32 + l in slot i. Each of the k rounds: best of the own slots, then a butterfly
+    # over the lanes that carries the sigmoid along. Every lane ends with all ids and weights; the sum runs in
+    # selection order. Slots past the last expert may hold anything.
     @T.prim_func
     def body(
         logits_ptr: T.handle("float32", "local"),

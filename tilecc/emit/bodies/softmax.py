@@ -28,7 +28,7 @@ def softmax_online() -> Any:
 
 
 def softmax_p() -> Any:
-    """e^(s - m) of one score under the running maximum m; 0 while nothing is visible (m = -inf)."""
+    """e^(s - m) of a score under the running maximum m; 0 while nothing is visible (m = -inf)."""
 
     @T.prim_func
     def body(s: T.float32, m: T.float32) -> T.float32:
@@ -38,9 +38,10 @@ def softmax_p() -> Any:
 
 
 def softmax_merge(n: int) -> Any:
-    """Weights of partial outputs with maxima m and denominators d, and the sink as one more column."""
+    """Weights of partial outputs from their maxima m and sums d; the sink is one more column."""
 
-    # scale[i] = e^(m[i] - M) / D; an empty partial (d = 0) counts nothing; all 0, never NaN, when there is nothing.
+    # scale[i] = e^(m[i] - M) / D. An empty partial (d = 0) counts nothing, and where there is nothing at all
+    # every scale is 0. NaN appears only where an input is NaN.
     @T.prim_func
     def body(
         m_ptr: T.handle("float32", "local"),
@@ -69,7 +70,7 @@ def softmax_merge(n: int) -> Any:
 
 
 def softmax_combine(n: int) -> Any:
-    """Joint maximum and denominator of partials, and the factor e^(m[i] - M) of each; not divided, no sink."""
+    """Joint maximum M and sum of partials, and each one's factor e^(m[i] - M)."""
 
     @T.prim_func
     def body(

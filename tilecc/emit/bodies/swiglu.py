@@ -12,7 +12,8 @@ LOWEST = -3.4028234663852886e38  # the lowest finite float
 def swiglu() -> Any:
     """silu(gate) * up = gate / (1 + e^-gate) * up."""
 
-    # -inf becomes the lowest float first, so that lowest / inf = -0 and not NaN. NaN fails the comparison and stays.
+    # -inf becomes the lowest float first, so that lowest / inf = -0 and not NaN. NaN fails the comparison,
+    # stays.
     @T.prim_func
     def body(gate: T.float32, up: T.float32) -> T.float32:
         g = T.alloc_local((1,), "float32")
