@@ -94,6 +94,14 @@ class Session:
             tokens[start : start + len(part)] = self._launch(part, start, on_logits, stop_ids)
         return tokens
 
+    def region(self, name: str, dtype: Any = np.uint32) -> NDArray[Any]:
+        """Return a copy of a workspace region as the last launch left it. Raises KeyError for an unknown name."""
+        for region in self.manifest.workspace:
+            if region.name == name:
+                whole = self.device.download(self._workspace, np.uint8, self.manifest.workspace_bytes)
+                return whole[region.offset : region.offset + region.nbytes].view(dtype).copy()
+        raise KeyError(name)
+
     def reset(self) -> None:
         """Start again from zeroed KV and workspace."""
         self.device.zero(self._kv)

@@ -57,8 +57,8 @@ def engine(request: pytest.FixtureRequest, package: Path) -> Engine:
 
 
 def test_logits_and_tokens_are_the_model_s(engine: Engine, ids: list[int]) -> None:
-    """3e-3 of the largest logit: the order of summation differs, so a value on a rounding border may land on the
-    neighbouring bf16 number, 2^-8 apart, which later layers spread."""
+    """3e-3 of the largest logit: the order of summation differs, so a value on a rounding border may land on
+    the neighbouring bf16 number, 2^-8 apart, which later layers spread."""
     reference = Reference(MODELS / "mimo_tiny.py", CHECKPOINT)
     want = reference.logits(ids)
     got = engine.logits(ids)
