@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tilecc.cli.console import emit, emit_json, say, status
-from tilecc.cli.packages import read_config
+from tilecc.cli.packages import config_places, read_config
 
 
 def compile_command(
@@ -71,7 +72,8 @@ def compile_command(
     if to is not None and to not in PHASES:
         raise error("TC0703", f"unknown phase `{to}`", note=f"phases: {', '.join(PHASES)}")
     out = output if output is not None else Path("build") / f"{model.stem}-{target}"
-    with status(f"compiling {model.name} for {target}"):
+    places = config_places(config) if config is not None else nullcontext()
+    with places, status(f"compiling {model.name} for {target}"):
         result = compile_model(
             model,
             target=target,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tilecc.cli.console import emit, emit_json, say, status
-from tilecc.cli.packages import is_model, model_of, package_of, parse_ids
+from tilecc.cli.packages import config_places, is_model, model_of, package_of, parse_ids
 from tilecc.diag import error
 from tilecc.diag.model import nearest
 
@@ -59,7 +59,10 @@ def logits_command(
         from tilecc.runtime.devices.reference import reference_logits
 
         facts["rounding"] = rounding
-        with status(f"computing {len(tokens)} positions in PyTorch"):
+        with (
+            config_places(checkpoint / "config.json"),
+            status(f"computing {len(tokens)} positions in PyTorch"),
+        ):
             logits = reference_logits(model_of(model), checkpoint, tokens, rounding)
     else:
         from tilecc.runtime.engine import Engine
@@ -68,6 +71,7 @@ def logits_command(
         if is_model(model):
             facts["package"] = str(package)
         with (
+            config_places(checkpoint / "config.json"),
             status(f"computing {len(tokens)} positions on the {device}"),
             Engine.open(
                 package, checkpoint, device=device, grid=grid, seed=seed, schedule=schedule

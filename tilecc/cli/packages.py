@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tilecc.cli.console import say, status
-from tilecc.diag import Span, error
+from tilecc.diag import Diagnostic, Span, TileccError, error
 
 DEFAULT_TARGET = "sm_90a"
 """Target of packages made on the way for the emulator, where the architecture decides limits only."""
+
+_CONFIG_CODES = {"TC0107", "TC0201", "TC0202", "TC0203", "TC0306"}
+"""Codes of findings about keys of a config.json."""
 
 _SOURCE_SUFFIXES = {".py", ".cuh", ".h", ".cpp", ".cc", ".cu", ".jinja", ".j2"}
 
@@ -39,6 +46,27 @@ def read_config(path: Path) -> dict[str, Any]:
             note=f"its top level is a {type(value).__name__}",
         )
     return value
+
+
+@contextmanager
+def config_places(path: Path) -> Iterator[None]:
+    """Give diagnostics that speak of a key of a configuration, but have no place, its line in ``path``."""
+    try:
+        yield
+    except TileccError as found:
+        raise TileccError([_placed(d, path) for d in found.diagnostics]) from found
+
+
+def _placed(found: Diagnostic, path: Path) -> Diagnostic:
+    if found.span is not None or found.code not in _CONFIG_CODES:
+        return found
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for key in re.findall(r"`(\w+)`", found.message):
+        for number, line in enumerate(lines, 1):
+            column = line.find(f'"{key}"')
+            if column >= 0:
+                return dataclasses.replace(found, span=Span(str(path), number, column + 1))
+    return dataclasses.replace(found, span=Span(str(path)))
 
 
 def is_model(path: Path) -> bool:
@@ -72,7 +100,7 @@ def package_of(given: Path, checkpoint: Path, *, max_context: int, max_seqs: int
 
     from tilecc.emit.compiler import compile_model
 
-    with status(f"compiling {given.name} for {DEFAULT_TARGET}"):
+    with config_places(checkpoint / "config.json"), status(f"compiling {given.name} for {DEFAULT_TARGET}"):
         result = compile_model(
             given, target=DEFAULT_TARGET, out=out, config=config, max_context=max_context, max_seqs=max_seqs
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import typer
 
 from tilecc.cli.console import emit, emit_json, say, status
 from tilecc.cli.logits import check_choice
-from tilecc.cli.packages import is_model, model_of, package_of
+from tilecc.cli.packages import config_places, is_model, model_of, package_of
 from tilecc.cli.verify import Verdict, verify_greedy
 from tilecc.diag import error
 
@@ -97,10 +96,11 @@ def run_command(
         if not json:
             emit(pieces[-1], end="")
 
-    if folder is None:
-        answer = _reference(package, checkpoint, ids, max_tokens, show)
-    else:
-        answer = _engine(folder, checkpoint, ids, max_tokens, show, text, device, grid, seed, schedule)
+    with config_places(checkpoint / "config.json"):
+        if folder is None:
+            answer = _reference(package, checkpoint, ids, max_tokens, show, text)
+        else:
+            answer = _engine(folder, checkpoint, ids, max_tokens, show, text, device, grid, seed, schedule)
     pieces.append(stream.finish())
     if not json:
         emit(pieces[-1])
@@ -166,26 +166,26 @@ def _engine(
 
 
 def _reference(
-    model: Path, checkpoint: Path, ids: list[int], max_tokens: int, show: Callable[[int], None]
+    model: Path, checkpoint: Path, ids: list[int], max_tokens: int, show: Callable[[int], None], prompt: str
 ) -> Answer:
     """Run the model file eagerly in PyTorch."""
-    from tilecc.runtime.devices.reference import reference_generate
+    with status("loading the model into PyTorch"):
+        from tilecc.runtime.devices.reference import Reference
 
-    began = time.perf_counter()
-    with status("generating in PyTorch"):
-        result = reference_generate(model_of(model), checkpoint, ids, max_tokens)
-    seconds = time.perf_counter() - began
-    tokens = [int(t) for t in result.tokens]
-    for token in tokens:
-        show(token)
-    speed = f"{seconds:.1f} s in all (PyTorch on the CPU, the model file itself, not a compiled kernel)"
+        loaded = Reference(model_of(model), checkpoint)
+    say(prompt, end="")
+    result = loaded.generate(ids, max_tokens, on_token=show)
+    tokens = list(result.tokens)
+    speed = f"{result.seconds:.1f} s ({loaded.note})"
     facts = {
         "model": model.stem,
         "checkpoint": str(checkpoint),
         "device": "reference",
         "prompt_tokens": len(ids),
         "tokens": tokens,
-        "seconds": seconds,
+        "stopped": result.stopped,
+        "seconds": result.seconds,
+        "note": loaded.note,
     }
     rows = [
         ("model", str(model)),

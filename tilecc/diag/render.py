@@ -105,7 +105,9 @@ def _snippet(span: Span, width: int, paint: Any, style: str) -> list[str]:
 
 
 def _token_length(text: str, start: int) -> int:
-    """Length of the dotted name that starts at ``start``, at least 1."""
+    """Length of the dotted name or the quoted key that starts at ``start``, at least 1."""
+    if text[start : start + 1] == '"':
+        return max(text.find('"', start + 1) + 1 - start, 1)
     end = start
     while end < len(text) and (text[end].isalnum() or text[end] in "_."):
         end += 1
