@@ -1,9 +1,10 @@
-"""Shared by all tests: golden files, rewritten by one flag."""
+"""Shared by all tests: golden files, rewritten by one flag; the command line run in this process."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,44 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
             pytest.fail(f"{shown}\n\nif this is intended: pytest --update-golden", pytrace=False)
 
     return compare
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command line that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Finished]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """`cli("compile", path, "--target", "sm_90a")` runs one command in this process."""
+    from tilecc.cli.main import run_app
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("TILECC_BACKTRACE", raising=False)
+
+    def run(*arguments: object) -> Finished:
+        capsys.readouterr()
+        code = run_app([str(a) for a in arguments])
+        shown = capsys.readouterr()
+        return Finished(code, shown.out, shown.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model compiled for sm_90a with a context of 128. Read only: copy it to change it."""
+    from tilecc.emit.compiler import compile_model
+
+    models = Path(__file__).resolve().parents[1] / "models"
+    out = tmp_path_factory.mktemp("tiny") / "mimo_tiny-sm_90a"
+    compile_model(models / "mimo_tiny.py", target="sm_90a", out=out, max_context=128)
+    return out

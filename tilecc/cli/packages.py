@@ -18,7 +18,7 @@ from tilecc.diag import Diagnostic, Span, TileccError, error
 DEFAULT_TARGET = "sm_90a"
 """Target of packages made on the way for the emulator, where the architecture decides limits only."""
 
-_CONFIG_CODES = {"TC0107", "TC0201", "TC0202", "TC0203", "TC0306"}
+_CONFIG_CODES = {"TC0107", "TC0202", "TC0203", "TC0306"}
 """Codes of findings about keys of a config.json."""
 
 _SOURCE_SUFFIXES = {".py", ".cuh", ".h", ".cpp", ".cc", ".cu", ".jinja", ".j2"}

@@ -120,15 +120,6 @@ def forward(self, tokens, positions, seqs, *caches):
     x = F.embedding(tokens, self.embed)
 """,
     ),
-    "TC0201": Entry(
-        title="dimension does not fit the MMA tile",
-        explanation="""
-Weight matrices are cut into tiles of 16 rows and blocks of 128 columns, and the tensor core takes 16 columns
-at a time. A dimension of this op cannot be padded to that without changing the result.
-""",
-        wrong='{"head_dim": 20}',
-        right='{"head_dim": 32}',
-    ),
     "TC0202": Entry(
         title="dimension does not fit the quantisation block",
         explanation="""
