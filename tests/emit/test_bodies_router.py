@@ -61,8 +61,8 @@ def expected(
     total = np.zeros(len(ids), F32)
     for j in range(k):
         total = total + chosen[:, j]
-    divisor = total + F32(1e-20) if norm else np.ones_like(total)
-    return ids, chosen / divisor[:, None] * F32(scaling)
+    inverse = 1 / (total + F32(1e-20)) if norm else np.ones_like(total)
+    return ids, chosen * inverse[:, None] * F32(scaling)
 
 
 @pytest.mark.parametrize("experts, k", SHAPES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ FORBIDDEN = (
 def test_text_keeps_to_the_subset(bodies_text: str) -> None:
     code = re.sub(r"//[^\n]*", "", bodies_text)
     assert [word for word in FORBIDDEN if word in code] == []
+    assert "/" not in code  # IEEE division is a branch and a call on the GPU; bodies use tk_rcp
     assert max(len(line) for line in bodies_text.splitlines()) <= 120
     names = re.findall(r"^TK_FN \w+ (\w+)\(", bodies_text, flags=re.M)
     assert re.findall(r"^// TIRx body (\w+): \S", bodies_text, flags=re.M) == names
@@ -143,6 +145,29 @@ extern "C" __global__ void bodies_kernel(const float* in, const int* where, floa
   out[t * 64 + 27] = norm_apply(top, norm_rstd(in[t + 14], in[t + 15], in[t + 16]), in[t + 17]);
 }
 """
+
+
+def test_the_emulator_header_takes_the_same_text(bodies_text: str, tmp_path: Path) -> None:
+    cxx = os.environ.get("CXX") or shutil.which("g++")
+    if cxx is None:
+        pytest.skip("no g++ on PATH")
+    (tmp_path / "k.cpp").write_text(f'#include "op_common.cuh"\n{bodies_text}')
+    flags = [
+        "-std=c++20",
+        "-fsyntax-only",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unused-function",
+        "-Wno-unknown-pragmas",
+    ]
+    done = subprocess.run(
+        [cxx, *flags, f"-I{ROOT / 'templates' / 'include'}", str(tmp_path / "k.cpp")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "k.cpp" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("arch", ["90a", "100a"])

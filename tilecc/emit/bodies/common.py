@@ -22,9 +22,14 @@ def exp_from(x: Any, top: Any) -> Any:
     return T.Select(x == T.float32(NEG_INF), T.float32(0), exp(x - top))
 
 
+def rcp(x: Any) -> Any:
+    """1 / x, f32, to 1 ulp; 0 beyond 2^126. A true division branches, which a row of them cannot overlap."""
+    return T.call_extern("float32", "tk_rcp", x)
+
+
 def sigma(x: Any) -> Any:
     """1 / (1 + e^-x), f32: 0 where e^-x overflows."""
-    return T.float32(1) / (T.float32(1) + exp(x, -1.0))
+    return rcp(T.float32(1) + exp(x, -1.0))
 
 
 def shfl_f32(x: Any, mask: int) -> Any:

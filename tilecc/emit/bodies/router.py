@@ -5,7 +5,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from tilecc.diag import InternalError
-from tilecc.emit.bodies.common import NEG_INF, shfl_f32, shfl_i32, sigma
+from tilecc.emit.bodies.common import NEG_INF, rcp, shfl_f32, shfl_i32, sigma
 
 # An expert competes as (score, key): larger score, then lower key. The key is its id. Classes that must stand
 # behind every true -inf get the score -inf and one of these added to, or in place of, the id.
@@ -17,8 +17,8 @@ TAKEN = 3 << 16
 def router_topk(experts: int, top_k: int) -> Any:
     """Top-k of sigmoid(logit) + bias, ties to the lower id, NaN last.
 
-    Weights are the sigmoids without the bias, over (their sum + 1e-20) if ``norm``, times ``scaling``; ids and
-    weights in descending order of the biased score.
+    Weights are the sigmoids without the bias, over (their sum + 1e-20) if ``norm``, times ``scaling``. Ids
+    and weights come in descending order of the biased score.
     """
     if not 1 <= top_k <= experts < NAN_KEY:
         raise InternalError(f"a router cannot choose {top_k} of {experts} experts")
@@ -89,8 +89,9 @@ def router_topk(experts: int, top_k: int) -> Any:
             ids[k] = T.bitwise_and(best_key[0], NAN_KEY - 1)
             weights[k] = best_sig[0]
             total[0] = total[0] + best_sig[0]
-        total[0] = T.Select(norm != 0, total[0] + T.float32(1e-20), T.float32(1))
+        inverse = T.alloc_local((1,), "float32")
+        inverse[0] = T.Select(norm != 0, rcp(total[0] + T.float32(1e-20)), T.float32(1))
         for k in T.serial(top_k, unroll=True):
-            weights[k] = weights[k] / total[0] * scaling
+            weights[k] = weights[k] * inverse[0] * scaling
 
     return body

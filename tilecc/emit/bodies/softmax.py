@@ -4,7 +4,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from tilecc.emit.bodies.common import NEG_INF, exp, exp_from
+from tilecc.emit.bodies.common import NEG_INF, exp, exp_from, rcp
 
 
 def softmax_online() -> Any:
@@ -54,6 +54,7 @@ def softmax_merge(n: int) -> Any:
         scale = T.decl_buffer((n,), "float32", data=scale_ptr, scope="local")
         top = T.alloc_local((1,), "float32")
         total = T.alloc_local((1,), "float32")
+        inverse = T.alloc_local((1,), "float32")
         top[0] = sink
         for i in T.serial(n, unroll=True):
             if d[i] > T.float32(0) and m[i] > top[0]:
@@ -63,8 +64,9 @@ def softmax_merge(n: int) -> Any:
             scale[i] = T.Select(d[i] == T.float32(0), T.float32(0), exp_from(m[i], top[0]))
             total[0] = total[0] + scale[i] * d[i]
         total[0] = total[0] + exp_from(sink, top[0])
+        inverse[0] = T.Select(total[0] == T.float32(0), T.float32(0), rcp(total[0]))
         for i in T.serial(n, unroll=True):
-            scale[i] = T.Select(total[0] == T.float32(0), T.float32(0), scale[i] / total[0])
+            scale[i] = scale[i] * inverse[0]
 
     return body
 
