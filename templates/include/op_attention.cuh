@@ -220,7 +220,9 @@ struct Attention {
   // ---- store --------------------------------------------------------------------------------------------------------
   static TK_FN void store(Cx& c, const OpRow& r) {
     const u32 n = n_tasks(c);
-    for (u32 q = first_task(c, Attn::kRotation); q < n; q += c.ncta) {
+    u32 q = first_task(c, Attn::kRotation);
+    c.wait_idle(r, q, n);
+    for (; q < n; q += c.ncta) {
       const Item i = item(c, q);
       c.watch.item = q;
       tk::mbar_wait(c.x_full(c.x.slot), c.x.phase, c.watch);
@@ -290,7 +292,7 @@ struct AttentionMerge {
   static TK_FN void store(Cx& c, const OpRow& r) {
     const u32 n = c.n_rows * M::kHeads;
     u32 q = first_task(c, M::kRotation);
-    if (q < n) c.wait_inputs(r);
+    c.wait_inputs(r);
     for (; q < n; q += c.ncta) {
       const u32 head = q % M::kHeads, row = q / M::kHeads;
       const uint8_t* in = c.p.workspace + M::kPartials + static_cast<u64>(q) * M::kSplits * kPartialBytes;

@@ -142,6 +142,12 @@ struct Ctx {
     tk::syncwarp();
   }
 
+  // A CTA without tasks of an op must not arrive a lap ahead of the others, or its early arrival would stand in for one
+  // that is still missing: it waits for the op's inputs like everyone else.
+  TK_FN void wait_idle(const OpRow& r, u32 first, u32 tasks) {
+    if (first >= tasks) wait_inputs(r);
+  }
+
   // One arrival per (CTA, op), after all of this CTA's tiles: data-dependent tile counts do not change targets.
   TK_FN void arrive(u32 counter_id) {
     tk::fence_proxy_async();

@@ -224,7 +224,9 @@ struct Gemv {
     typename Op::Epilogue epilogue;
     epilogue.begin(c, r);
     const u32 n = n_tasks(c);
-    for (u32 q = first_task(c, Op::kRotation); q < n; q += c.ncta) {
+    u32 q = first_task(c, Op::kRotation);
+    c.wait_idle(r, q, n);
+    for (; q < n; q += c.ncta) {
       const Task t = task(q);
       c.watch.item = q;
       tk::mbar_wait(c.x_full(c.x.slot), c.x.phase, c.watch);

@@ -29,8 +29,8 @@ template <class C, class E>
 struct Embed : VectorOp<C> {
   static TK_FN void store(Ctx<C>& c, const OpRow& r) {
     u32 u = first_task(c, E::kRotation);
+    c.wait_inputs(r);  // with or without tasks, see wait_idle
     if (u < E::kUnits) {
-      c.wait_inputs(r);
       const u32 g = c.lane >> 2, t = c.lane & 3;
       int32_t token = 0;
       if (g < c.n_rows) {
@@ -61,7 +61,7 @@ template <class C, class R>
 struct Reduce : VectorOp<C> {
   static TK_FN void store(Ctx<C>& c, const OpRow& r) {
     u32 u = first_task(c, R::kRotation);
-    if (u < R::kUnits) c.wait_inputs(r);
+    c.wait_inputs(r);
     for (; u < R::kUnits; u += c.ncta) {
       float s = 0.f;
       TK_UNROLL
@@ -89,8 +89,8 @@ struct Reduce : VectorOp<C> {
 template <class C, class F>
 struct Commit : VectorOp<C> {
   static TK_FN void store(Ctx<C>& c, const OpRow& r) {
+    c.wait_inputs(r);
     if (c.cta == 0) {
-      c.wait_inputs(r);
       int32_t token = -1;
       for (u32 n = 0; n < c.n_rows; ++n) {
         float best = kNegInf;
