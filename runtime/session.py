@@ -95,7 +95,7 @@ class Session:
         return tokens
 
     def region(self, name: str, dtype: Any = np.uint32) -> NDArray[Any]:
-        """Return a copy of a workspace region as the last launch left it. Raises KeyError for an unknown name."""
+        """Return a copy of a workspace region as the last launch left it. Raises KeyError."""
         for region in self.manifest.workspace:
             if region.name == name:
                 whole = self.device.download(self._workspace, np.uint8, self.manifest.workspace_bytes)

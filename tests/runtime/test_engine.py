@@ -221,6 +221,18 @@ def test_state_is_zeroed_after_an_aborted_launch() -> None:
     assert opened.session._workspace.handle.view(np.uint32)[0] == 2
 
 
+def test_a_workspace_region_can_be_read() -> None:
+    opened, device = engine(4)
+    opened.generate(PROMPT, 3)
+    # The fake counts its launches in the first word.
+    assert (
+        opened.session.region("epoch")[0] == len(device.launches)
+        and opened.session.region("epoch").size == 16
+    )
+    with pytest.raises(KeyError):
+        opened.session.region("nothing")
+
+
 def test_context_limit_names_both_numbers_and_the_fix() -> None:
     opened, device = engine()
     long = [1] * 41
