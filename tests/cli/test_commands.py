@@ -137,7 +137,7 @@ def test_run_reads_the_prompt_from_stdin(cli: Any, tmp_path: Path, monkeypatch: 
 
 
 def test_logits_of_a_model_file(cli: Any, tmp_path: Path, tiny_package: Path) -> None:
-    """The model file is compiled with the checkpoint's own config; both devices write f32 [positions, vocab]."""
+    """Both devices write f32 [positions, vocabulary], and the same numbers."""
     ids = "5,6,7,5,9"
     found = {}
     for device, model in (("emulator", tiny_package), ("reference", MODEL)):

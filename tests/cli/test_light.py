@@ -20,12 +20,10 @@ print(json.dumps({"code": code, "heavy": heavy}), file=sys.stderr)
 
 @pytest.mark.parametrize(
     "command",
-    [["--help"], ["--version"], ["compile", "--help"], ["doctor"], ["explain", "TC0302"], ["explain", "--list"],
-     ["targets"], ["ops"]],
-    ids=" ".join,
-)  # fmt: skip
-def test_light_commands_import_nothing_heavy(command: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-c", PROBE, *command], capture_output=True, text=True)
+    ["--help", "--version", "compile --help", "doctor", "explain TC0302", "explain --list", "targets", "ops"],
+)
+def test_light_commands_import_nothing_heavy(command: str) -> None:
+    done = subprocess.run([sys.executable, "-c", PROBE, *command.split()], capture_output=True, text=True)
     facts = json.loads(done.stderr.splitlines()[-1])
     assert facts == {"code": 0, "heavy": []}, done.stderr
     assert done.stdout

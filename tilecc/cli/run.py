@@ -49,7 +49,7 @@ def run_command(
         int, typer.Option("--max-context", help="Context to compile a model file for.")
     ] = 1024,
     grid: Annotated[
-        int | None, typer.Option("--grid", help="Number of CTAs of the emulator.", show_default=False)
+        int | None, typer.Option("--grid", min=1, help="Number of CTAs of the emulator.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the emulator's schedule.")] = 0,
     schedule: Annotated[str, typer.Option("--schedule", help="round_robin, random or pct.")] = "round_robin",

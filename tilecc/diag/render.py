@@ -44,7 +44,7 @@ def render(diagnostic: Diagnostic, *, color: bool = False) -> str:
     head = paint(level, f"{diagnostic.severity}[{diagnostic.code}]")
     lines = [head + paint(_BOLD, f": {diagnostic.message}")]
     spans = ([] if diagnostic.span is None else [diagnostic.span]) + list(diagnostic.secondary)
-    width = max([len(str(s.line)) for s in spans] + [1]) + 1
+    width = max([len(str(s.line)) for s in spans] + [1])
     for span in spans:
         lines += _snippet(span, width, paint, level if span is diagnostic.span else _BLUE)
     bar = " " * (width + 1) + paint(_BLUE, "=")
