@@ -4,13 +4,19 @@ on it."""
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
+import sys
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tilecc.weights.checkpoint import write_atomic
 
 HELD_OUT = (
     "bisect.py",
@@ -93,3 +99,40 @@ def encode(tokenizer: Tokenizer, entries: list[tuple[str, str]]) -> NDArray[np.u
         np.array([*e.ids, end], np.uint16) for e in tokenizer.encode_batch([text for _, text in entries])
     ]
     return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token streams u16 and where they came from."""
+
+    tokenizer: Tokenizer
+    train: NDArray[np.uint16]
+    held_out: NDArray[np.uint16]
+    origin: dict[str, str | int]
+    """Python version, SHA-256 and number of the training files."""
+
+
+def prepare(work: Path) -> Corpus:
+    """Tokenizer and token streams, made once per work folder and then read back from it."""
+    vocabulary, streams = work / "tokenizer.json", work / "tokens.npz"
+    if not streams.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        train, held = files()
+        tokenizer = train_tokenizer(train)
+        origin = {"python": sys.version.split()[0], "sha256": digest(train), "files": len(train)}
+        data = io.BytesIO()
+        np.savez(
+            data,
+            train=encode(tokenizer, train),
+            held_out=encode(tokenizer, held),
+            origin=np.array(json.dumps(origin)),
+        )
+        write_atomic(vocabulary, [tokenizer.to_str(pretty=True).encode()])
+        write_atomic(streams, [data.getvalue()])
+    loaded = np.load(streams)
+    return Corpus(
+        Tokenizer.from_file(str(vocabulary)),
+        loaded["train"],
+        loaded["held_out"],
+        json.loads(str(loaded["origin"])),
+    )
