@@ -77,11 +77,13 @@ struct Attention {
     u32 q = first_task(c, Attn::kRotation);
     if (q >= n) return;
     c.wait_inputs(r);
+    TILECC_ROLLED
     for (; q < n; q += c.ncta) {
       const Item i = item(c, q);
       c.watch.item = q;
       fill(c, c.p.workspace + Attn::kQueries + (i.row * Attn::kKvHeads + i.head) * kQueryBytes, kQueryBytes);
       const tilecc_row row = {0, static_cast<int32_t>(i.position), i.seq, 0};
+      TILECC_ROLLED
       for (u32 b = i.first; b <= i.last; ++b)
         if (owns(i, b)) fill(c, Kv::block(c, r, row, i.head, b), Kv::kBlockBytes);
     }
@@ -107,6 +109,7 @@ struct Attention {
 
   static TK_FN void consumer(Cx& c, const OpRow&) {
     const u32 n = n_tasks(c);
+    TILECC_ROLLED
     for (u32 q = first_task(c, Attn::kRotation); q < n; q += c.ncta) {
       const Item i = item(c, q);
       c.watch.item = q;
@@ -126,6 +129,7 @@ struct Attention {
       for (u32 t = 0; t < kTiles; ++t) run.o[t][0] = run.o[t][1] = run.o[t][2] = run.o[t][3] = 0.f;
 
       u32 turn = 0;
+      TILECC_ROLLED
       for (u32 b = i.first; b <= i.last; ++b) {
         if (!owns(i, b)) continue;
         tk::mbar_wait(c.a_full(c.a.slot), c.a.phase, c.watch);
@@ -222,6 +226,7 @@ struct Attention {
     const u32 n = n_tasks(c);
     u32 q = first_task(c, Attn::kRotation);
     c.wait_idle(r, q, n);
+    TILECC_ROLLED
     for (; q < n; q += c.ncta) {
       const Item i = item(c, q);
       c.watch.item = q;
@@ -293,6 +298,7 @@ struct AttentionMerge {
     const u32 n = c.n_rows * M::kHeads;
     u32 q = first_task(c, M::kRotation);
     c.wait_inputs(r);
+    TILECC_ROLLED
     for (; q < n; q += c.ncta) {
       const u32 head = q % M::kHeads, row = q / M::kHeads;
       const uint8_t* in = c.p.workspace + M::kPartials + static_cast<u64>(q) * M::kSplits * kPartialBytes;
@@ -303,6 +309,7 @@ struct AttentionMerge {
         d[s] = tk::ldg_f32(in + s * kPartialBytes + 4);
       }
       M::merge(m, d, M::kSink ? tk::ldg_nc_f32(c.image(r.aux) + head * 4) : kNegInf, scale);
+      TILECC_ROLLED
       for (u32 dim = 2 * c.lane; dim < M::kValueDim; dim += 64) {
         float o0 = 0.f, o1 = 0.f;
         TK_UNROLL

@@ -50,15 +50,18 @@ struct Gemv {
   static TK_FN void for_each_chunk(const Cx& c, const Task& t, F&& body) {
     if constexpr (Op::kOver == Over::kExpertsDown) {
       const u32 active = n_active(c);
+      TILECC_ROLLED
       for (u32 slot = 0; slot < active; ++slot) {
         const u32 e = expert(c, slot);
         // A split owns experts by id, not by place in the list, so that a row's bits do not depend on other rows.
         if (e % Op::kSplits != t.split) continue;
+        TILECC_ROLLED
         for (u32 kb = 0; kb < Op::kBlocks; kb += Op::kChunk) body(slot, e, kb, min_u32(Op::kChunk, Op::kBlocks - kb));
       }
     } else {
       const u32 e = Op::kOver == Over::kExpertsUp ? expert(c, t.slot) : 0;
       const u32 lo = t.split * kSplitBlocks, hi = min_u32(lo + kSplitBlocks, Op::kBlocks);
+      TILECC_ROLLED
       for (u32 kb = lo; kb < hi; kb += Op::kChunk) body(t.slot, e, kb, min_u32(Op::kChunk, hi - kb));
     }
   }
@@ -68,12 +71,14 @@ struct Gemv {
   static TK_FN void loader(Cx& c, const OpRow& r) {
     const uint8_t* weights = c.image(r.weights);
     const u32 n = n_tasks(c);
+    TILECC_ROLLED
     for (u32 q = first_task(c, Op::kRotation); q < n; q += c.ncta) {
       const Task t = task(q);
       c.watch.item = q;
       for_each_chunk(c, t, [&](u32, u32 e, u32 kb, u32 nb) {
         tk::mbar_wait(c.w_empty(c.w.slot), c.w.phase ^ 1, c.watch);
         tk::mbar_arrive_expect_tx(c.w_full(c.w.slot), t.n_tiles * nb * kBlockBytes);
+        TILECC_ROLLED
         for (u32 m = 0; m < t.n_tiles; ++m) {
           const u64 block = (static_cast<u64>(e) * Op::kTiles + t.tile0 + m) * Op::kBlocks + kb;
           tk::bulk_g2s(c.stage(c.w.slot) + m * Op::kChunk * kBlockBytes, weights + block * kBlockBytes, nb * kBlockBytes, c.w_full(c.w.slot));
@@ -91,6 +96,7 @@ struct Gemv {
     if (q < n) {
       c.wait_inputs(r);
       const float rstd = Op::kSource == Source::kNorm ? row_rstd(c) : 0.f;
+      TILECC_ROLLED
       for (; q < n; q += c.ncta) {
         const Task t = task(q);
         c.watch.item = q;
@@ -124,6 +130,7 @@ struct Gemv {
   static TK_FN float row_rstd(const Cx& c) {
     const u32 g = c.lane >> 2, t = c.lane & 3;
     float sum = 0.f;
+    TILECC_ROLLED
     for (u32 u = t; u < (Op::kHidden + 63) / 64; u += 4) sum += tk::ldg_f32(c.p.workspace + Op::kSumSq + (u * kRows + g) * 4);
     sum += tk::shfl_xor(sum, 1);
     sum += tk::shfl_xor(sum, 2);
@@ -134,6 +141,7 @@ struct Gemv {
     const uint8_t* x = c.p.workspace + Op::kSourceOffset + kb * 2048;
     const uint8_t* norm = c.image(r.norm) + kb * 256;
     const u32 t = c.lane & 3;
+    TILECC_ROLLED
     for (u32 s = c.warp; s < nb * 8; s += C::kActWarps) {
       const tk::u32x2 v = tk::ldg64(x + s * 256 + c.lane * 8), w = tk::ldg_nc64(norm + s * 32 + t * 8);
       const float y0 = norm_apply(tk::bf_lo(v.x), rstd, tk::bf_lo(w.x)), y1 = norm_apply(tk::bf_hi(v.x), rstd, tk::bf_hi(w.x));
@@ -147,6 +155,7 @@ struct Gemv {
   // ---- consumers: C::kConsumerWarps warps ---------------------------------------------------------------------------
   static TK_FN void consumer(Cx& c, const OpRow&) {
     const u32 n = n_tasks(c);
+    TILECC_ROLLED
     for (u32 q = first_task(c, Op::kRotation); q < n; q += c.ncta) {
       const Task t = task(q);
       c.watch.item = q;
@@ -226,10 +235,12 @@ struct Gemv {
     const u32 n = n_tasks(c);
     u32 q = first_task(c, Op::kRotation);
     c.wait_idle(r, q, n);
+    TILECC_ROLLED
     for (; q < n; q += c.ncta) {
       const Task t = task(q);
       c.watch.item = q;
       tk::mbar_wait(c.x_full(c.x.slot), c.x.phase, c.watch);
+      TILECC_ROLLED
       for (u32 m = 0; m < t.n_tiles; ++m) {
         float v[4] = {0.f, 0.f, 0.f, 0.f};
         TK_UNROLL

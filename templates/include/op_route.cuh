@@ -26,6 +26,7 @@ struct Route {
     c.wait_inputs(r);
     tk::mbar_wait(c.r_empty(), c.route_phase ^ 1, c.watch);
     c.route_phase ^= 1;
+    TILECC_ROLLED
     for (u32 n = c.warp; n < c.n_rows; n += C::kActWarps) select(c, r, n);
     tk::bar_sync(1, C::kActWarps * 32);
     if (c.warp == 0) {
@@ -62,6 +63,7 @@ struct Route {
     static_assert(R::kExperts <= 1024, "one membership word per lane");
     const u32 n = c.n_rows * R::kTopK;
     u32 mask = 0;
+    TILECC_ROLLED
     for (u32 i = 0; i < n; ++i) {
       const u32 e = tk::lds32(c.route() + S::kRouteSelIds + i * 4);
       if (e / 32 == c.lane) mask |= 1u << (e % 32);
@@ -75,14 +77,17 @@ struct Route {
     }
     const u32 active = tk::shfl_idx(before, 31);
     before -= count;
+    TILECC_ROLLED
     for (u32 i = c.lane; i < active * kRows; i += 32) tk::sts32(c.route() + S::kRouteWeights + i * 4, 0);
     u32 slot = before;
+    TILECC_ROLLED
     for (u32 bits = mask; bits != 0; bits &= bits - 1) {
       const u32 lowest = tk::popc((bits & (0u - bits)) - 1);
       tk::sts32(c.route() + S::kRouteIds + 4 * slot, c.lane * 32 + lowest);
       ++slot;
     }
     tk::syncwarp();
+    TILECC_ROLLED
     for (u32 first = 0; first < n; first += 32) {
       const u32 i = first + c.lane;
       const u32 e = i < n ? tk::lds32(c.route() + S::kRouteSelIds + i * 4) : 0;

@@ -38,6 +38,7 @@ struct Embed : VectorOp<C> {
         if (token < 0) token = tk::ldg_i32(&c.state()->token);
       }
       const uint8_t* row = c.image(r.weights) + static_cast<u64>(token) * E::kColumns * 2;
+      TILECC_ROLLED
       for (; u < E::kUnits; u += c.ncta) {
         float s = 0.f;
         TK_UNROLL
@@ -62,6 +63,7 @@ struct Reduce : VectorOp<C> {
   static TK_FN void store(Ctx<C>& c, const OpRow& r) {
     u32 u = first_task(c, R::kRotation);
     c.wait_inputs(r);
+    TILECC_ROLLED
     for (; u < R::kUnits; u += c.ncta) {
       float s = 0.f;
       TK_UNROLL
@@ -92,9 +94,11 @@ struct Commit : VectorOp<C> {
     c.wait_inputs(r);
     if (c.cta == 0) {
       int32_t token = -1;
+      TILECC_ROLLED
       for (u32 n = 0; n < c.n_rows; ++n) {
         float best = kNegInf;
         int32_t id = 0x7fffffff;
+        TILECC_ROLLED
         for (u32 i = c.lane; i < c.ncta; i += 32) {
           const tk::u32x2 v = tk::ldg64(c.p.workspace + F::kPartials + (i * kRows + n) * 8);
           argmax_pair(best, id, tk::u2f(v.x), static_cast<int32_t>(v.y), &best, &id);
@@ -109,6 +113,7 @@ struct Commit : VectorOp<C> {
         if (c.lane == 0) tk::stg32(c.p.tokens_out + c.step * kRows + n, static_cast<u32>(id));
       }
       bool stop = false;
+      TILECC_ROLLED
       for (u32 i = 0; i < c.p.n_stop; ++i) stop |= token == tk::ldg_i32(c.p.stop_ids + i);
       if (c.lane == 0) {
         uint8_t* state = c.p.workspace + C::kState;

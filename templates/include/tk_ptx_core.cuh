@@ -28,8 +28,9 @@ TK_FN u64 global_timer() {
   return t;
 }
 
-// The first lane of the grid that gives up writes the record, then every one of them traps.
-TK_FN void give_up(const Watch& w, u32 kind, u32 object, u32 expected, u32 seen) {
+// The first lane of the grid that gives up writes the record, then every one of them traps. Out of line, and Watch by
+// value: inlined into every wait it cost a kernel a hundred registers.
+static __device__ __noinline__ void give_up(const Watch w, u32 kind, u32 object, u32 expected, u32 seen) {
   if (w.status != nullptr && atomicCAS(w.status, 0u, kStatusClaimed) == 0u) {
     volatile u32* s = w.status;
     s[1] = cta();
