@@ -292,6 +292,8 @@ def _quantization(r: _Reader) -> tuple[Format, Format, frozenset[str]]:
             if quant.get(key) not in allowed
         ]
         bad += [f"`{key}` is not known" for key in quant if key not in _KNOWN_QUANT_KEYS]
+        if quant.get("quant_method") not in wanted["quant_method"]:
+            bad = bad[:1]  # another method has keys of its own: the rest would say nothing
     for reason in bad:
         r.fail(
             f"unknown `quantization_config`: {reason}",
