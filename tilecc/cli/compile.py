@@ -32,9 +32,7 @@ def compile_command(
     max_seqs: Annotated[int, typer.Option("--max-seqs", help="Sequences that have a KV cache.")] = 1,
     grid: Annotated[
         int | None,
-        typer.Option(
-            "--grid", min=1, help="CTAs to launch by default [default: one per SM].", show_default=False
-        ),
+        typer.Option("--grid", help="CTAs to launch by default [default: one per SM].", show_default=False),
     ] = None,
     build: Annotated[bool, typer.Option("--build", help="Also build the CUDA library with nvcc.")] = False,
     build_for: Annotated[

@@ -23,7 +23,7 @@ from tilecc.diag import TileccError
 Level = Literal["ok", "warn", "fail"]
 
 PYTHON = (3, 11)
-GXX = 11
+GXX = 12
 FREE_BYTES = 2 << 30
 
 PACKAGES = ("torch", "apache-tvm", "apache-tvm-ffi", "numpy", "tokenizers", "clang-format")
@@ -74,7 +74,7 @@ def _libraries() -> list[Check]:
 def _gxx() -> list[Check]:
     named = os.environ.get("TILECC_CXX") or os.environ.get("CXX") or "g++"
     path = shutil.which(named)
-    fix = "install g++ 11 or newer, or set TILECC_CXX"
+    fix = "install g++ 12 or newer, or set TILECC_CXX"
     if path is None:
         return [Check("g++", "fail", f"`{named}` not found; the emulator needs it", fix)]
     version = _output([path, "-dumpfullversion", "-dumpversion"])

@@ -61,7 +61,9 @@ def _placed(found: Diagnostic, path: Path) -> Diagnostic:
     if found.span is not None or found.code not in _CONFIG_CODES:
         return found
     lines = path.read_text(encoding="utf-8").splitlines()
-    for key in re.findall(r"`(\w+)`", found.message):
+    # A finding may name the section before the key in it.
+    keys = re.findall(r"`(\w+)`", found.message)
+    for key in sorted(keys, key=lambda k: k == "quantization_config"):
         for number, line in enumerate(lines, 1):
             column = line.find(f'"{key}"')
             if column >= 0:
