@@ -1,7 +1,7 @@
 """ctypes binding of an emulated kernel library (``templates/emulator/abi.h``).
 
 >>> library = EmulatorLibrary(path)
->>> result = library.launch(params_bytes, [Buffer("image", image, READ_ONLY), ...], LaunchOptions(grid=4, ...))
+>>> result = library.launch(params_bytes, [Buffer("image", image, READ_ONLY), ...], options)
 >>> result.ok, result.stats.total["mma"], result.findings
 
 Arrays are numpy arrays and stay owned by the caller; parameters are the raw bytes of the kernel's parameter

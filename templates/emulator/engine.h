@@ -118,6 +118,7 @@ struct Engine {
   uint64_t random = 0;
   uint64_t next_priority_change = 0;
   uint64_t live = 0;
+  uint64_t decisions = 0;  // of the scheduler
   bool stopped = false;
   bool deadlocked = false;
 

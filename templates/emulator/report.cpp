@@ -132,7 +132,7 @@ static void waits_of_warp(const WarpState& w, std::vector<std::string>& lines) {
     lines.push_back(warp_text(&w) + text(" lanes 0-31: %s on named barrier %u, where %u of %u threads arrived, at ", w.what,
                                          w.parked_id, w.parked_in->arrived, w.parked_in->threads) + place(w.site));
   if (w.arrived)
-    lines.push_back(warp_text(&w) + " " + lanes_text(w.arrived) + text(": %s, which %s have not reached, at ", w.what,
+    lines.push_back(warp_text(&w) + " " + lanes_text(w.arrived) + text(": %s, not reached by %s, at ", w.what,
                     lanes_text(~w.arrived).c_str()) + place(w.site));
   uint32_t seen = 0;
   const Thread* threads = &engine->threads[w.number * kLanes];

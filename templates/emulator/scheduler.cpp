@@ -96,7 +96,10 @@ static WarpState* by_priority() {
 static Fiber* pick() {
   Engine& e = *engine;
   if (e.options.landing == TK_EMU_LAND_RANDOM && (random_bits() & 7) == 0) land_one();
-  if (e.options.max_switches && e.stats.switches > e.options.max_switches && !e.stopped)
+  // A thread that yields to itself does not switch: count the decisions too, or its loop never ends.
+  e.decisions++;
+  if (cur != &e.main_thread) cur->warp->turn = (cur->lane + 1) & 31u;
+  if (e.options.max_switches && e.stats.switches + e.decisions > e.options.max_switches && !e.stopped)
     fatal("TC0902", text("the launch did not end within %llu thread switches",
                          static_cast<unsigned long long>(e.options.max_switches)),
           Site::current());

@@ -1,8 +1,8 @@
 """Build an emitted kernel for the CPU emulator with g++.
 
-The emulator runtime (``templates/emulator``) is compiled once per set of device headers and kept in the cache
-directory, so a kernel costs one translation unit and a link. Everything in the cache is named by a hash of what
-it was made from, written under a temporary name and renamed: two processes may build at the same time.
+The emulator runtime (``templates/emulator``) is compiled once per set of device headers and kept in the
+cache directory, so a kernel costs one translation unit and a link. Everything in the cache is named by a hash
+of what it was made from, written under a temporary name and renamed: two processes may build at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 RUNTIME_SOURCES = TEMPLATES / "emulator"
 DEVICE_HEADERS = TEMPLATES / "include"
 
-# No contraction: the numbers must not depend on what the compiler fuses. No interposition or stack protector in
+# No contraction: the numbers must not depend on what the compiler fuses. No stack protector in
 # code that switches stacks; no strict aliasing, because memory is moved as words.
 COMMON_FLAGS = (
     "-std=c++20",
@@ -60,11 +60,15 @@ def compiler() -> tuple[str, str]:
     return path, version.splitlines()[0] + hashlib.sha256(native.encode()).hexdigest() if version else native
 
 
-def build_emulator_kernel(source: Path, include: Path, name: str, flags: Sequence[str] = OPTIMISE_FLAGS) -> Path:
+def build_emulator_kernel(
+    source: Path, include: Path, name: str, flags: Sequence[str] = OPTIMISE_FLAGS
+) -> Path:
     """Compile kernel text ``source`` against the headers in ``include`` and the emulator runtime.
 
-    ``name`` goes into the file name. Returns the shared library in the cache; a second call with the same inputs
-    returns at once. Raises TC0503 without a compiler and TC0504 when the text does not compile.
+    ``name`` goes into the file name. Returns the shared library in the cache; a second call with the same
+    inputs returns at once.
+
+    Raises TC0503 without a compiler and TC0504 when the text does not compile.
     """
     library_flags = (*COMMON_FLAGS, *flags)
     headers = sorted(p for p in include.iterdir() if p.suffix in (".h", ".cuh"))
