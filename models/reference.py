@@ -146,7 +146,8 @@ def reference_generate(
     step = load_reference(model, checkpoint)
     before, step.rounding = step.rounding, rounding
     caches = step.caches("cpu", 1, len(ids) + max_tokens)
-    pending, position, made = list(ids), 0, []
+    pending, position = list(ids), 0
+    made: list[int] = []
     try:
         while len(made) < max_tokens:
             tokens = torch.tensor(pending, dtype=torch.int64)
