@@ -5,7 +5,8 @@ the catalogue (``tilecc explain CODE``). Anything else that escapes is our own f
 This package imports nothing outside the standard library at import time, so every layer may use it.
 """
 
-from tilecc.diag.catalogue import CATALOGUE, Entry, exit_code_of, explain
+from tilecc.diag.catalogue import CATALOGUE, exit_code_of, explain
+from tilecc.diag.entry import Entry
 from tilecc.diag.model import Diagnostic, InternalError, Span, TileccError, error
 from tilecc.diag.render import render, render_all, to_json
 

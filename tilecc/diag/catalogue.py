@@ -1,8 +1,8 @@
 """All diagnostic codes, merged from one file per range.
 
-TC01xx model file and tracing, TC02xx lowering and shapes (codes_model.py); TC03xx checkpoint and weights
-(codes_weights.py); TC04xx runtime: prompt, context, device, TC05xx toolchain, TC06xx package and manifest
-(codes_runtime.py); TC07xx target, schedule and command line (codes_target.py).
+TC01xx model file and tracing, TC02xx lowering and shapes (codes_model.py, codes_passes.py); TC03xx checkpoint
+and weights (codes_weights.py); TC04xx runtime: prompt, context, device, TC05xx toolchain, TC06xx package and
+manifest (codes_runtime.py); TC07xx target, schedule and command line (codes_target.py).
 
 Codes are never reused or renumbered. A new code needs an entry here and a test that triggers it.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tilecc.diag import codes_model, codes_runtime, codes_target, codes_weights
+from tilecc.diag import codes_model, codes_passes, codes_runtime, codes_target, codes_weights
 from tilecc.diag.entry import Entry
 from tilecc.diag.model import Diagnostic, InternalError, error, nearest
 
@@ -30,7 +30,11 @@ def _merge(*tables: dict[str, Entry]) -> dict[str, Entry]:
 
 
 CATALOGUE: dict[str, Entry] = _merge(
-    codes_model.ENTRIES, codes_weights.ENTRIES, codes_runtime.ENTRIES, codes_target.ENTRIES
+    codes_model.ENTRIES,
+    codes_passes.ENTRIES,
+    codes_weights.ENTRIES,
+    codes_runtime.ENTRIES,
+    codes_target.ENTRIES,
 )
 
 

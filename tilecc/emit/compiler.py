@@ -17,10 +17,14 @@ from tilecc.diag import error
 from tilecc.emit.cuda import TEMPLATES, emit_cuda, smem_bytes, symbol
 from tilecc.emit.tables import build_tables
 from tilecc.ir.program import Program
+from tilecc.ir.program_rules import PROGRAM_RULES
 from tilecc.ir.tile import Weight
+from tilecc.ir.tile_rules import TILE_RULES
+from tilecc.ir.verify import expect
 from tilecc.package import ImageEntry, Manifest, Region
 from tilecc.passes.context import Decision, PassContext
 from tilecc.passes.pipeline import FUSE, PROGRAM, TILE_PASSES
+from tilecc.passes.tile import MAX_GRID
 from tilecc.target import find_target
 from tilecc.weights.layout import lay_out, matrix_entry, vector_entry
 
@@ -29,7 +33,8 @@ PHASES = ("trace", "tiles", "program", "cuda", "package")
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What `compile_model` made. `seconds` has one entry per phase; `manifest` is None if a phase stopped it earlier."""
+    """What `compile_model` made. `seconds` has one entry per phase; `manifest` is None if a phase stopped it
+    earlier."""
 
     package_dir: Path
     seconds: dict[str, float]
@@ -52,15 +57,24 @@ def compile_model(
     """Compile a model file into the package directory `out`, which appears whole or not at all.
 
     `max_context` in positions, `max_seqs` in sequences, `grid` the default number of CTAs (one per SM). With
-    `stop_after` (a name of PHASES) the texts made so far are returned and nothing is written. Raises TileccError
-    for the user's errors: TC01xx model file, TC02xx lowering, TC07xx target and options.
+    `stop_after` (a name of PHASES) the texts made so far are returned and nothing is written. Raises
+    TileccError for the user's errors: TC01xx model file, TC02xx lowering, TC07xx target and options.
     """
     from tilecc.trace.capture import trace_model
 
     machine = find_target(target)
     for name, value, most in (("--max-context", max_context, 1 << 20), ("--max-seqs", max_seqs, 1 << 10)):
         if not 1 <= value <= most:
-            raise error("TC0703", f"`{name} {value}` is outside 1 to {most}", help=f"choose {name} between 1 and {most}")
+            raise error(
+                "TC0703",
+                f"`{name} {value}` is outside 1 to {most}",
+                help=f"choose {name} between 1 and {most}",
+            )
+    if grid is not None and not 1 <= grid <= MAX_GRID:
+        raise error(
+            "TC0703", f"`--grid {grid}` is outside 1 to {MAX_GRID}", help="choose at most one CTA per SM"
+        )
+    check_output(out)
     ctx = PassContext(machine, max_context, max_seqs)
     seconds: dict[str, float] = {}
     texts: dict[str, str] = {}
@@ -77,11 +91,12 @@ def compile_model(
         tiles = FUSE(graph, ctx)
         for tile_pass in TILE_PASSES:
             tiles = tile_pass(tiles, ctx)
+        expect(tiles, TILE_RULES, "tiles")
         texts["10-tiles.txt"] = tiles.to_text()
     if stop_after == "tiles":
         return result()
     with _timed(seconds, "program"):
-        program = PROGRAM(tiles, ctx)
+        program = expect(PROGRAM(tiles, ctx), PROGRAM_RULES, "program")
         texts["20-program.txt"] = program.to_text()
     if stop_after == "program":
         return result()
@@ -98,8 +113,10 @@ def compile_model(
             config=config if config is not None else model_config(model_file), kernel=symbol(program),
             source=f"kernels/{program.name}.cu", threads=program.threads, smem_bytes=smem_bytes(program),
             default_grid=grid or machine.sms, max_context=max_context, max_seqs=max_seqs, vocab=program.vocab,
-            hidden=program.hidden, image_bytes=image_bytes, image=image, workspace_bytes=program.workspace_bytes,
-            workspace=[Region(r.name, r.offset, r.nbytes, "zero") for r in program.workspace], kv_bytes=program.kv_bytes,
+            hidden=program.hidden, image_bytes=image_bytes, image=image,
+            workspace_bytes=program.workspace_bytes,
+            workspace=[Region(r.name, r.offset, r.nbytes, "zero") for r in program.workspace],
+            kv_bytes=program.kv_bytes,
             tables_bytes=len(tables), decisions=[dataclasses.asdict(d) for d in ctx.decisions],
         )  # fmt: skip
         write_package(out, manifest, program, tables, texts)
@@ -111,7 +128,14 @@ def image_entry(weight: Weight) -> ImageEntry:
     if weight.kind == "matrix":
         args = {k: int(v) for k, v in weight.args.items()}
         return matrix_entry(
-            weight.name, weight.format, weight.rule, weight.sources, weight.rows, weight.cols, weight.experts, **args  # type: ignore[arg-type]
+            weight.name,
+            weight.format,
+            weight.rule,
+            weight.sources,
+            weight.rows,
+            weight.cols,
+            weight.experts,
+            **args,  # type: ignore[arg-type]
         )
     return vector_entry(weight.name, weight.kind, weight.sources, weight.rows, weight.cols, **weight.args)  # type: ignore[arg-type]
 
@@ -124,11 +148,23 @@ def model_config(model_file: Path) -> dict[str, Any]:
     return dict(default())
 
 
-def write_package(out: Path, manifest: Manifest, program: Program, tables: bytes, texts: dict[str, str]) -> None:
+def check_output(out: Path) -> None:
+    """Raise TC0604 if `out` is there and is neither a package nor an empty directory: it would be
+    replaced."""
+    if out.is_dir() and ((out / "manifest.json").exists() or not any(out.iterdir())):
+        return
+    if out.exists():
+        raise error(
+            "TC0604", f"`{out}` exists and is not a package", help="choose another -o DIR, or empty it"
+        )
+
+
+def write_package(
+    out: Path, manifest: Manifest, program: Program, tables: bytes, texts: dict[str, str]
+) -> None:
     """Write all files beside `out` under a temporary name, then put them in its place."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists() and not (out / "manifest.json").exists() and any(out.iterdir()):
-        raise error("TC0604", f"`{out}` exists and is not a package", help="choose another -o DIR, or empty it")
+    check_output(out)
     work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         for folder in ("kernels", "ir"):
@@ -154,9 +190,11 @@ def report(manifest: Manifest, program: Program) -> str:
     """The compile report: sizes, the program, and every decision with its reason."""
     lines = [
         f"{manifest.name} for {manifest.target}",
-        f"  {program.layers} layers, hidden {manifest.hidden}, vocabulary {manifest.vocab}, context {manifest.max_context}",
+        f"  {program.layers} layers, hidden {manifest.hidden}, vocabulary {manifest.vocab},"
+        f" context {manifest.max_context}",
         f"  {manifest.threads} threads and {manifest.smem_bytes} B of shared memory per CTA",
-        f"  weight image {manifest.image_bytes:,} B, workspace {manifest.workspace_bytes:,} B, KV cache {manifest.kv_bytes:,} B",
+        f"  weight image {manifest.image_bytes:,} B, workspace {manifest.workspace_bytes:,} B,"
+        f" KV cache {manifest.kv_bytes:,} B",
         "",
         "program of one step:",
     ]
@@ -165,7 +203,9 @@ def report(manifest: Manifest, program: Program) -> str:
             op = program.op_class(name)
             lines.append(f"  {title}{name} x{op.per_step}  {op.doc}")
     lines += ["", "decisions:"]
-    lines += [f"  [{d['pass_name']}] {d['subject']}: {d['choice']} ({d['reason']})" for d in manifest.decisions]
+    lines += [
+        f"  [{d['pass_name']}] {d['subject']}: {d['choice']} ({d['reason']})" for d in manifest.decisions
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,5 @@
-"""Program -> CUDA text: the Jinja skeleton with constants and op lists, tile bodies from TIRx, then clang-format."""
+"""Program -> CUDA text: the Jinja skeleton with constants and op lists, tile bodies from TIRx, then
+clang-format."""
 
 from __future__ import annotations
 
@@ -66,7 +67,10 @@ def emit_cuda(program: Program, model_file: str) -> str:
         ),
         ops=ops,
         ids={op.name: i for i, op in enumerate(program.classes)},
-        roles=tuple(RoleContext(r.name, ROLE_ENUM[r.name], r.first_warp, r.first_warp + r.warps) for r in program.roles),
+        roles=tuple(
+            RoleContext(r.name, ROLE_ENUM[r.name], r.first_warp, r.first_warp + r.warps)
+            for r in program.roles
+        ),
         commit_counter=next(op.counter for op in program.classes if op.kind == "commit"),
     )  # fmt: skip
     environment = jinja2.Environment(
@@ -74,7 +78,9 @@ def emit_cuda(program: Program, model_file: str) -> str:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
     environment.filters["constant"] = constant
-    text = environment.get_template("step.cu.j2").render({f: getattr(context, f) for f in context.__dataclass_fields__})
+    text = environment.get_template("step.cu.j2").render(
+        {f: getattr(context, f) for f in context.__dataclass_fields__}
+    )
     return clang_format(text)
 
 
@@ -84,7 +90,8 @@ def symbol(program: Program) -> str:
 
 
 def smem_bytes(program: Program) -> int:
-    """Dynamic shared memory of one CTA: the layout of `Smem` in op_common.cuh, which the emitted kernel asserts."""
+    """Dynamic shared memory of one CTA: the layout of `Smem` in op_common.cuh, which the emitted kernel
+    asserts."""
     weights, activations, exchange = (program.ring(n) for n in ("weights", "activations", "exchange"))
     barriers = -(-8 * (2 * (weights.slots + activations.slots + exchange.slots) + 2) // 128) * 128
     route = -(-(16 + 4 * 64 + 4 * 64 * 8 + 4 * 64 + 4 * 64) // 128) * 128

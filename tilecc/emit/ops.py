@@ -56,7 +56,11 @@ def op_context(op: OpClass, program: Program) -> OpContext:
     members = [*members, Member("u32", "kRotation", str(op.constants["rotation"]))]
     if op.counter >= 0:
         members.append(Member("u32", "kCounter", str(op.counter)))
-    comment = [*textwrap.wrap(op.doc, 112, subsequent_indent="  "), f"  from {op.loc}", *(f"  waits for {h}" for h in op.hand_offs)]
+    comment = [
+        *textwrap.wrap(op.doc, 112, subsequent_indent="  "),
+        f"  from {op.loc}",
+        *(f"  waits for {h}" for h in op.hand_offs),
+    ]
     return OpContext(op.name, template, tuple(comment), tuple(members), tuple(extra), tuple(bodies))
 
 
@@ -89,7 +93,7 @@ def _embed(op: OpClass, program: Program) -> Parts:
 
 
 def _reduce(op: OpClass, program: Program) -> Parts:
-    template, members, extra, bodies = _embed(op, program)
+    _, members, extra, bodies = _embed(op, program)
     members += [_at("kPartials", "partials", program), _u32("kSplits", op.constants["tile_splits"])]
     return "Reduce", members, extra, bodies
 
@@ -103,8 +107,8 @@ def _route(op: OpClass, program: Program) -> Parts:
     experts, k = int(c["experts"]), int(c["k"])
     body = router_topk(experts, k)
     members = [
-        _u32("kExperts", experts), _u32("kTopK", k), _u32("kPitch", c["tile_pitch"]), _at("kLogits", "router_logits", program),
-        _at("kRoutes", "routes", program),
+        _u32("kExperts", experts), _u32("kTopK", k), _u32("kPitch", c["tile_pitch"]),
+        _at("kLogits", "router_logits", program), _at("kRoutes", "routes", program),
         _f32("kScaling", c["scaling"]), _bool("kNormTopK", bool(c["norm_topk"])),
     ]  # fmt: skip
     extra = [
@@ -119,7 +123,8 @@ def _kv(op: OpClass) -> list[str]:
     c = op.constants
     return [
         "struct KvShape {",
-        f"  static constexpr u32 kKvHeads = {c['kv_heads']}, kHeadSteps = {ceil_div(int(c['head_dim']), 16)};",
+        f"  static constexpr u32 kKvHeads = {c['kv_heads']};",
+        f"  static constexpr u32 kHeadSteps = {ceil_div(int(c['head_dim']), 16)};",
         f"  static constexpr u32 kValueDim = {c['v_head_dim']}, kBlocks = {c['tile_kv_blocks']};",
         "};",
         "using Kv = KvCache<KvShape>;",
@@ -139,8 +144,9 @@ def _attention(op: OpClass, program: Program) -> Parts:
     consumers = next(r.warps for r in program.roles if r.name == "consumer")
     merge, combine = softmax_merge(consumers), softmax_combine(consumers)
     members = [
-        _u32("kHeads", c["heads"]), _u32("kKvHeads", c["kv_heads"]), _u32("kHeadSteps", ceil_div(int(c["head_dim"]), 16)),
-        _u32("kValueDim", c["v_head_dim"]), _u32("kWindow", c["window"]), _u32("kSplits", c["splits"]), _u32("kChunkBlocks", 4),
+        _u32("kHeads", c["heads"]), _u32("kKvHeads", c["kv_heads"]),
+        _u32("kHeadSteps", ceil_div(int(c["head_dim"]), 16)), _u32("kValueDim", c["v_head_dim"]),
+        _u32("kWindow", c["window"]), _u32("kSplits", c["splits"]), _u32("kChunkBlocks", 4),
         _bool("kSink", bool(c["sink"])), _f32("kScale", c["scale"]), _at("kQueries", "queries", program),
         _at("kOut", "attention", program), _at("kPartials", "attention_partials", program),
     ]  # fmt: skip
@@ -160,7 +166,8 @@ def _attention_merge(op: OpClass, program: Program) -> Parts:
     body = softmax_merge(int(c["splits"]))
     members = [
         _u32("kHeads", c["heads"]), _u32("kValueDim", c["v_head_dim"]), _u32("kSplits", c["splits"]),
-        _bool("kSink", bool(c["sink"])), _at("kPartials", "attention_partials", program), _at("kOut", "attention", program),
+        _bool("kSink", bool(c["sink"])), _at("kPartials", "attention_partials", program),
+        _at("kOut", "attention", program),
     ]  # fmt: skip
     return "AttentionMerge", members, _merge("merge", body), [body]
 
@@ -174,11 +181,13 @@ def _gemv(op: OpClass, program: Program) -> Parts:
     normed = c["source"] == "norm"
     source = "x" if normed else "expert_hidden" if op.kind == "experts_down" else str(c["input"])
     members = [
-        Member("Format", "kFormat", f"Format::{FORMATS[str(c['format'])]}"), Member("Over", "kOver", f"Over::{over}"),
+        Member("Format", "kFormat", f"Format::{FORMATS[str(c['format'])]}"),
+        Member("Over", "kOver", f"Over::{over}"),
         _u32("kTiles", c["tile_tiles"]), _u32("kBlocks", c["tile_blocks"]), _u32("kSplits", c["tile_splits"]),
         _u32("kGroup", c["tile_group"]), _u32("kChunk", c["tile_chunk"]),
         Member("Source", "kSource", "Source::kNorm" if normed else "Source::kFragment"),
-        _at("kSourceOffset", source, program), _at("kSumSq", "sum_sq", program), _u32("kHidden", program.hidden),
+        _at("kSourceOffset", source, program), _at("kSumSq", "sum_sq", program),
+        _u32("kHidden", program.hidden),
         _f32("kEps", c.get("eps", 0.0)),
     ]  # fmt: skip
     more, extra = _EPILOGUES[op.kind](op, program)
@@ -193,12 +202,20 @@ def _partial_epilogue(op: OpClass, program: Program) -> tuple[list[Member], list
 def _swiglu_epilogue(op: OpClass, program: Program) -> tuple[list[Member], list[str]]:
     routed = op.kind == "experts_up"
     out = "expert_hidden" if routed else "hidden"
-    return [_at("kOffset", out, program), _u32("kColumns", pad(int(op.constants["width"]))), _bool("kRouted", routed)], []
+    return [
+        _at("kOffset", out, program),
+        _u32("kColumns", pad(int(op.constants["width"]))),
+        _bool("kRouted", routed),
+    ], []
 
 
 def _logits_epilogue(op: OpClass, program: Program) -> tuple[list[Member], list[str]]:
     c = op.constants
-    return [_at("kOffset", "router_logits", program), _u32("kRowsOut", c["experts"]), _u32("kPitch", c["tile_pitch"])], []
+    return [
+        _at("kOffset", "router_logits", program),
+        _u32("kRowsOut", c["experts"]),
+        _u32("kPitch", c["tile_pitch"]),
+    ], []
 
 
 def _argmax_epilogue(op: OpClass, program: Program) -> tuple[list[Member], list[str]]:
@@ -208,21 +225,25 @@ def _argmax_epilogue(op: OpClass, program: Program) -> tuple[list[Member], list[
 def _qkv_epilogue(op: OpClass, program: Program) -> tuple[list[Member], list[str]]:
     c = op.constants
     members = [
-        _u32("kHeads", c["heads"]), _u32("kKvHeads", c["kv_heads"]), _u32("kHeadDim", c["head_dim"]), _u32("kValueDim", c["v_head_dim"]),
-        _u32("kRotary", c["rotary"]), _u32("kRopeTiles", c["tile_rope_tiles"]), _u32("kQkTiles", c["tile_qk_tiles"]),
-        _u32("kValueTiles", c["tile_v_tiles"]), _f32("kValueScale", c["value_scale"]), _at("kQueries", "queries", program),
+        _u32("kHeads", c["heads"]), _u32("kKvHeads", c["kv_heads"]), _u32("kHeadDim", c["head_dim"]),
+        _u32("kValueDim", c["v_head_dim"]), _u32("kRotary", c["rotary"]),
+        _u32("kRopeTiles", c["tile_rope_tiles"]), _u32("kQkTiles", c["tile_qk_tiles"]),
+        _u32("kValueTiles", c["tile_v_tiles"]), _f32("kValueScale", c["value_scale"]),
+        _at("kQueries", "queries", program),
         _u32("kHeadSteps", ceil_div(int(c["head_dim"]), 16)),
     ]  # fmt: skip
     return members, _kv(op)
 
 
 _EPILOGUES: dict[str, Callable[[OpClass, Program], tuple[list[Member], list[str]]]] = {
-    "qkv": _qkv_epilogue, "project": _partial_epilogue, "experts_down": _partial_epilogue, "gate_up": _swiglu_epilogue,
-    "experts_up": _swiglu_epilogue, "router": _logits_epilogue, "head": _argmax_epilogue,
+    "qkv": _qkv_epilogue, "project": _partial_epilogue, "experts_down": _partial_epilogue,
+    "gate_up": _swiglu_epilogue, "experts_up": _swiglu_epilogue, "router": _logits_epilogue,
+    "head": _argmax_epilogue,
 }  # fmt: skip
 _EPILOGUE_NAMES = {
-    "qkv": "QkvEpilogue", "project": "PartialEpilogue", "experts_down": "PartialEpilogue", "gate_up": "SwigluEpilogue",
-    "experts_up": "SwigluEpilogue", "router": "LogitsEpilogue", "head": "ArgmaxEpilogue",
+    "qkv": "QkvEpilogue", "project": "PartialEpilogue", "experts_down": "PartialEpilogue",
+    "gate_up": "SwigluEpilogue", "experts_up": "SwigluEpilogue", "router": "LogitsEpilogue",
+    "head": "ArgmaxEpilogue",
 }  # fmt: skip
 _GEMV = frozenset(_EPILOGUES)
 _KINDS: dict[str, Callable[[OpClass, Program], Parts]] = {

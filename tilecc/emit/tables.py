@@ -1,4 +1,5 @@
-"""The op table: one 80-byte row per op of the program, as templates/include/op_common.cuh declares it (OpRow)."""
+"""The op table: one 80-byte row per op of the program, as templates/include/op_common.cuh declares it
+(OpRow)."""
 
 from __future__ import annotations
 
@@ -42,6 +43,7 @@ def _row(row: OpRowSpec, offsets: dict[str, int]) -> bytes:
         waits += [wait.counter, wait.per_step, wait.ordinal]
     waits += [0] * (3 * MAX_WAITS - len(waits))
     return ROW.pack(
-        1, max(row.layer, 0), unit("matrix"), unit("norm"), unit("aux"), row.kv_offset // IMAGE_UNIT, len(row.waits), 0,
+        1, max(row.layer, 0), unit("matrix"), unit("norm"), unit("aux"), row.kv_offset // IMAGE_UNIT,
+        len(row.waits), 0,
         *waits, 0, 0, 0,
     )  # fmt: skip

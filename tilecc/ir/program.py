@@ -1,5 +1,5 @@
-"""Program: one persistent kernel, ready to be emitted. The layer loop is rolled: ops of the same shape in different
-layers are one OpClass, and what differs between them is a row of the op table.
+"""Program: one persistent kernel, ready to be emitted. The layer loop is rolled: ops of the same shape in
+different layers are one OpClass, and what differs between them is a row of the op table.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ IR_VERSION = 1
 
 @ir_node(positional=2)
 class OpClass:
-    """Code of one kind and shape of op. `constants` become constexpr members of the emitted op; `counter` is the id of
-    its epoch counter (-1: it signals only inside the CTA), `per_step` how many instances a step has."""
+    """Code of one kind and shape of op. `constants` become constexpr members of the emitted op; `counter` is
+    the id of its epoch counter (-1: it signals only inside the CTA), `per_step` how many instances a step
+    has."""
 
     name: str
     kind: str
@@ -32,7 +33,8 @@ class OpClass:
 
 @ir_node(positional=2)
 class WaitSpec:
-    """Counter `counter` must have seen instance `ordinal` (1-based; 0 and less: of the step before) on all CTAs."""
+    """Counter `counter` must have seen instance `ordinal` (1-based; 0 and less: of the step before) on all
+    CTAs."""
 
     counter: int
     per_step: int

@@ -1,9 +1,9 @@
 """TileGraph: the decode step as TileOps over named buffers, before it becomes one program.
 
-`fuse` makes it from a Graph; `tile` adds buffers, tile spaces and the boxes each op reads and writes; `edges` derives
-the hand-offs from overlapping boxes; `place` deals tasks to CTAs; `roles` and `rings` choose the machine of one CTA.
-Every field that a later pass fills is empty before. Boxes are half-open intervals per dimension; a data-dependent
-extent (rows, active experts, context) stands at its upper bound.
+`fuse` makes it from a Graph; `tile` adds buffers, tile spaces and the boxes each op reads and writes;
+`edges` derives the hand-offs from overlapping boxes; `place` deals tasks to CTAs; `roles` and `rings` choose
+the machine of one CTA. Every field that a later pass fills is empty before. Boxes are half-open intervals
+per dimension; a data-dependent extent (rows, active experts, context) stands at its upper bound.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Weight:
 
 @ir_node(positional=2)
 class Buffer:
-    """Named storage. `shape` is logical, in elements; `nbytes` what it takes in its layout, padding included."""
+    """Named storage. `shape` is logical, in elements; `nbytes` what it takes in its layout, padding
+    included."""
 
     name: str
     dtype: str
@@ -86,8 +87,8 @@ class HandOff:
 class TileOp:
     """One op of the step: what it fuses, its constants, and (later) its tiles, accesses and hand-offs.
 
-    `label` is the part of the name that instances of different layers share; `layer` is -1 outside the layers.
-    `weights` maps the op's uses ("matrix", "norm", "aux") to entries of the image.
+    `label` is the part of the name that instances of different layers share; `layer` is -1 outside the
+    layers. `weights` maps the op's uses ("matrix", "norm", "aux") to entries of the image.
     """
 
     name: str

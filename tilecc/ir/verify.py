@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from tilecc.diag import Diagnostic, TileccError
+from tilecc.diag import Diagnostic, InternalError, TileccError
 from tilecc.ir.loc import Loc
 
 T = TypeVar("T")
@@ -37,4 +37,15 @@ def require(root: T, rules: Sequence[Rule[T]]) -> T:
     found = verify(root, rules)
     if found:
         raise TileccError(found)
+    return root
+
+
+def expect(root: T, rules: Sequence[Rule[T]], level: str) -> T:
+    """`root` itself, if it is sound; otherwise InternalError: an IR that a pass made is never the user's
+    fault."""
+    found = verify(root, rules)
+    if found:
+        shown = [f"{d.message}" + (f" at {d.span.file}:{d.span.line}" if d.span else "") for d in found[:20]]
+        more = [f"and {len(found) - 20} more"] if len(found) > 20 else []
+        raise InternalError("\n  ".join([f"the {level} IR breaks its rules:", *shown, *more]))
     return root

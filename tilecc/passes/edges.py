@@ -1,10 +1,13 @@
-"""edges: derives the hand-offs of the step from overlapping boxes, removes the transitive ones, chooses a kind for each.
+"""edges: derives the hand-offs of the step from overlapping boxes, removes the transitive ones, chooses a
+kind for each.
 
-Two steps are laid out one after the other, so that what an op must wait for across the step boundary is found by the
-same rule as everything else. Two accesses conflict if their boxes overlap and one of them writes (read after write,
-write after read, write after write). An edge is dropped when another path already orders its ends.
+Two steps are laid out one after the other, so that what an op must wait for across the step boundary is
+found by the same rule as everything else. Two accesses conflict if their boxes overlap and one of them
+writes (read after write, write after read, write after write). An edge is dropped when another path already
+orders its ends.
 
-    qkv writes `queries`, attention reads `queries`  =>  attention: HandOff("layers.3.qkv", COUNTER, ["queries"], ...)
+    qkv writes `queries`, attention reads `queries`
+      =>  attention: HandOff("layers.3.qkv", COUNTER, ["queries"], ...)
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ def edges(graph: TileGraph, ctx: PassContext) -> TileGraph:
         ancestors.append(known)
         if index >= count:
             op = graph.ops[index - count]
-            hand_offs = tuple(_hand_off(graph.ops[s % count], op, b, s < count, spaces, ctx) for s, b in sorted(kept))
+            hand_offs = tuple(
+                _hand_off(graph.ops[s % count], op, b, s < count, spaces, ctx) for s, b in sorted(kept)
+            )
             ops[index - count] = dataclasses.replace(op, hand_offs=hand_offs)
     return dataclasses.replace(graph, ops=tuple(ops))
 
@@ -62,21 +67,31 @@ def _conflicts(ops: tuple[TileOp, ...], steps: int) -> list[dict[int, set[str]]]
 
 def overlap(a: Access, b: Access) -> bool:
     """Whether two boxes of one buffer share an element."""
-    return all(lo < other_hi and other_lo < hi for (lo, hi), (other_lo, other_hi) in zip(a.box, b.box, strict=True))
+    return all(
+        lo < other_hi and other_lo < hi for (lo, hi), (other_lo, other_hi) in zip(a.box, b.box, strict=True)
+    )
 
 
 def covers(a: Access, b: Access) -> bool:
     """Whether box `a` contains box `b`."""
-    return all(lo <= other_lo and other_hi <= hi for (lo, hi), (other_lo, other_hi) in zip(a.box, b.box, strict=True))
+    return all(
+        lo <= other_lo and other_hi <= hi for (lo, hi), (other_lo, other_hi) in zip(a.box, b.box, strict=True)
+    )
 
 
 def _hand_off(
-    source: TileOp, op: TileOp, buffers: tuple[str, ...], previous: bool, spaces: dict[str, Space], ctx: PassContext
+    source: TileOp,
+    op: TileOp,
+    buffers: tuple[str, ...],
+    previous: bool,
+    spaces: dict[str, Space],
+    ctx: PassContext,
 ) -> HandOff:
     target = ctx.target
-    if any(spaces[b] is Space.CTA for b in buffers):
+    if all(spaces[b] is Space.CTA for b in buffers):
         kind = HandOffKind.MBARRIER
-        reason = f"every CTA recomputes {', '.join(buffers)}: same-CTA mbarrier, {target.mbarrier_hand_off * 1e9:.0f} ns"
+        cost = f"{target.mbarrier_hand_off * 1e9:.0f} ns"
+        reason = f"every CTA recomputes {', '.join(buffers)}: same-CTA mbarrier, {cost}"
     else:
         kind = HandOffKind.COUNTER
         reason = (

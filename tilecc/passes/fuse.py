@@ -1,7 +1,7 @@
 """fuse: Graph -> TileGraph. Which tensor ops become one TileOp.
 
-One fusion per boundary: a projection takes its norm as prologue (recomputed per CTA) and everything up to the next
-exchange between CTAs as epilogue.
+One fusion per boundary: a projection takes its norm as prologue (recomputed per CTA) and everything up to
+the next exchange between CTAs as epilogue.
 
     round(rms_norm(x)) -> linear -> split_qkv -> rope, scale, round     =>  qkv
     attend -> round                                                     =>  attention (+ attention_merge)
@@ -11,13 +11,16 @@ exchange between CTAs as epilogue.
     experts -> add(x) -> round                                          =>  experts_up, experts_down, reduce
     round(rms_norm(x)) -> linear -> argmax                              =>  head, commit
 
-Every `round` of the model must be a place where the kernel rounds: a value kept between ops, or a value on its way into
-an MMA. A graph with another shape is refused at the node that does not fit.
+Every `round` of the model must be a place where the kernel rounds: a value kept between ops, or a value on
+its way into an MMA. The kernel keeps one value per buffer: the residual stream `x`, the `attention` output,
+the dense `hidden` vector. A graph of another shape, or one that reads what a buffer no longer holds, is
+refused at the node that does not fit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass, field, replace
 
 from tilecc.diag import TileccError, error
 from tilecc.ir.graph import AttrValue, Graph, Node, Param
@@ -26,7 +29,8 @@ from tilecc.ir.tile import TileGraph, TileOp, Weight
 from tilecc.passes.context import PassContext
 
 GLOBAL_SPLITS = 4
-"""Splits of the context of a global layer: a constant of the Program, so that bits depend on neither G nor length."""
+"""Splits of the context of a global layer: a constant of the Program, so that bits depend on neither G nor
+length."""
 
 PATTERNS = (
     "round(embedding)",
@@ -41,7 +45,8 @@ PATTERNS = (
 
 
 def fuse(graph: Graph, ctx: PassContext) -> TileGraph:
-    """Fuse a Graph. Raises TileccError TC0220 for a node that fits no pattern, TC0221 for a missing rounding point."""
+    """Fuse a Graph. Raises TileccError TC0220 for a node that fits no pattern, TC0221 for a missing rounding
+    point."""
     return _Fuser(graph, ctx).run()
 
 
@@ -52,6 +57,8 @@ class _Fuser:
     ops: list[TileOp] = field(default_factory=list)
     weights: dict[str, Weight] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
+    holds: dict[str, str] = field(default_factory=dict)
+    """The graph value that each of the buffers x, attention and hidden holds at this point."""
 
     def __post_init__(self) -> None:
         self.producers = self.graph.producers()
@@ -74,8 +81,11 @@ class _Fuser:
         left = [n for n in self.graph.nodes if n.name not in self.done]
         if left:
             raise self.misfit(left[0], "no fused op takes it")
-        head = next(op for op in self.ops if op.kind == "head")
-        embed = next(op for op in self.ops if op.kind == "embed")
+        found = {op.kind: op for op in self.ops}
+        if not {"embed", "head", "commit"} <= set(found):
+            lacks = "an embedding, a last linear and its argmax"
+            raise self.misfit(self.graph.nodes[-1], f"a decode step needs {lacks}")
+        head, embed = found["head"], found["embed"]
         layers = 1 + max((op.layer for op in self.ops), default=-1)
         return TileGraph(
             name=self.graph.name,
@@ -89,7 +99,7 @@ class _Fuser:
             weights=tuple(self.weights.values()),
         )
 
-    # ---- helpers -------------------------------------------------------------------------------------------------
+    # ---- helpers -------------------------------------------------------------------------------------------
 
     def misfit(self, node: Node, why: str) -> TileccError:
         return error(
@@ -97,7 +107,8 @@ class _Fuser:
             f"op `{node.op}` cannot be lowered here: {why}",
             span=node.loc.span(node.name),
             note="the fused forms are: " + "; ".join(PATTERNS),
-            help="write this part of the decode step in one of these forms, or add an op (docs/architecture.md)",
+            help="write this part of the decode step in one of these forms,"
+            " or add an op (docs/architecture.md)",
         )
 
     def take(self, *nodes: Node) -> tuple[str, ...]:
@@ -121,14 +132,15 @@ class _Fuser:
                 "TC0221",
                 f"the result of `{node.op}` is kept in bf16 by the kernel, but the model does not round it",
                 span=node.loc.span(node.name),
-                help="pass it through torch.ops.tilecc.round, so that the reference rounds where the kernel does",
+                help="pass it through torch.ops.tilecc.round,"
+                " so that the reference rounds where the kernel does",
             )
         return users[0]
 
     def param(self, node: Node, index: int) -> Param:
         return self.params[node.inputs[index]]
 
-    def normed(self, node: Node, value: str) -> tuple[Node, Node, str] | None:
+    def normed(self, value: str) -> tuple[Node, Node, str] | None:
         """(norm, round, residual value) if `value` is round(rms_norm(residual))."""
         rounding = self.producers.get(value)
         if rounding is None or rounding.op != "round":
@@ -137,40 +149,71 @@ class _Fuser:
         return (norm, rounding, norm.inputs[0]) if norm is not None and norm.op == "rms_norm" else None
 
     def matrix(self, param: Param, rule: str, others: tuple[Param, ...] = (), **args: int | float) -> str:
-        rows = param.shape[-2] * (1 + len(others)) if rule == "gate_up" else param.shape[-2]  # type: ignore[operator]
+        stacked = 1 + len(others) if rule == "gate_up" else 1
+        rows = int(param.shape[-2]) * stacked
         sources = (param.source, *(p.source for p in others))
         return self.entry(
-            Weight(param.name, "matrix", param.format, rule, sources, int(rows), int(param.shape[-1]), param.experts, args)
+            Weight(
+                param.name,
+                "matrix",
+                param.format,
+                rule,
+                sources,
+                rows,
+                int(param.shape[-1]),
+                param.experts,
+                args,
+            )
         )
 
     def vector(self, param: Param, kind: str, **args: int | float) -> str:
-        rows, cols = (1, int(param.shape[0])) if len(param.shape) == 1 else (int(param.shape[0]), int(param.shape[1]))
+        rows, cols = (
+            (1, int(param.shape[0])) if len(param.shape) == 1 else (int(param.shape[0]), int(param.shape[1]))
+        )
         return self.entry(Weight(param.name, kind, param.format, "-", (param.source,), rows, cols, 0, args))
 
     def entry(self, weight: Weight) -> str:
-        self.weights.setdefault(weight.name, weight)
+        """Name of the image entry; a tensor that is stored in two ways (tied embeddings) gets two entries."""
+        if self.weights.setdefault(weight.name, weight) != weight:
+            name = f"{weight.name}.{weight.kind}"
+            return self.entry(replace(weight, name=name))
         return weight.name
 
+    def read(self, node: Node, buffer: str, value: str) -> None:
+        """Refuse to read a value that the kernel does not keep, or has overwritten."""
+        if self.holds.get(buffer) != value:
+            kept = f"`{self.holds[buffer]}`" if buffer in self.holds else "nothing yet"
+            raise self.misfit(node, f"it uses `{value}` where the kernel keeps {kept} in `{buffer}`")
+
     def emit(
-        self, label: str, kind: str, node: Node, fused: tuple[str, ...], attrs: dict[str, AttrValue], weights: dict[str, str]
+        self,
+        label: str,
+        kind: str,
+        node: Node,
+        fused: tuple[str, ...],
+        attrs: dict[str, AttrValue],
+        weights: dict[str, str],
     ) -> None:
         layer = layer_of(node.loc)
         name = f"layers.{layer}.{label}" if layer >= 0 else label
+        if any(op.name == name for op in self.ops):
+            where = f"layer {layer}" if layer >= 0 else "the step outside the layers"
+            raise self.misfit(node, f"it is a second {label} of {where}, and a layer has one of each op")
         self.ops.append(TileOp(name, kind, label, layer, fused, attrs, weights, loc=node.loc))
 
-    def prologue(self, node: Node, value: str) -> tuple[dict[str, AttrValue], dict[str, str], tuple[str, ...]]:
-        """Attributes, weights and fused nodes of where a projection's activations come from."""
-        normed = self.normed(node, value)
-        if normed is not None:
-            norm, rounding, _ = normed
-            attrs: dict[str, AttrValue] = {"source": "norm", "eps": float(norm.attrs["eps"])}
-            return attrs, {"norm": self.vector(self.param(norm, 1), "norm")}, self.take(norm, rounding)
-        maker = self.producers.get(value)
-        if maker is None or maker.op != "round":
-            raise self.misfit(node, "its input must be a rounded value")
-        return {"source": "fragment"}, {}, ()
+    def prologue(
+        self, node: Node, value: str
+    ) -> tuple[dict[str, AttrValue], dict[str, str], tuple[str, ...]]:
+        """Attributes, weights and fused nodes of the norm that a projection takes as its prologue."""
+        normed = self.normed(value)
+        if normed is None:
+            raise self.misfit(node, "its input must be round(rms_norm(x))")
+        norm, rounding, residual = normed
+        self.read(norm, "x", residual)
+        attrs: dict[str, AttrValue] = {"source": "norm", "eps": float(norm.attrs["eps"])}
+        return attrs, {"norm": self.vector(self.param(norm, 1), "norm")}, self.take(norm, rounding)
 
-    # ---- patterns ------------------------------------------------------------------------------------------------
+    # ---- patterns ------------------------------------------------------------------------------------------
 
     def embed(self, node: Node) -> None:
         # Rows of a bf16 table need no rounding; a model may still write it.
@@ -179,6 +222,7 @@ class _Fuser:
         weights = {"matrix": self.vector(self.param(node, 1), "embed")}
         hidden = int(self.param(node, 1).shape[1])
         self.emit("embed", "embed", node, self.take(node, *rounding), {"hidden": hidden}, weights)
+        self.holds["x"] = self.result((node, *rounding)[-1])
 
     def linear(self, node: Node) -> None:
         users = self.users.get(self.result(node), ())
@@ -191,7 +235,7 @@ class _Fuser:
             self.router(node, users[0])
         elif kinds == {"silu"} and len(users) == 1:
             self.gate_up(node, users[0])
-        elif kinds <= {"argmax"} and self.result(node) in self.graph.outputs:
+        elif kinds == {"argmax"} and self.result(node) in self.graph.outputs:
             self.head(node)
         elif kinds == {"mul"} and len(users) == 1:
             silu = [self.producers.get(i) for i in users[0].inputs]
@@ -225,15 +269,36 @@ class _Fuser:
         rotary, theta = int(ropes[0].attrs["rotary_dim"]), float(ropes[0].attrs["theta"])
         a = split.attrs
         rule = {k: int(a[k]) for k in ("chunks", "heads", "kv_heads", "head_dim", "v_head_dim")}
-        weights["matrix"] = self.matrix(self.param(node, 1), "qkv", **rule, rotary=rotary)
-        table = Weight(f"rope.{theta:g}.{rotary}", "rope", "f32", "-", (), self.ctx.max_context, rotary // 2, 0, {"theta": theta})
+        weights["matrix"] = self.matrix(self.param(node, 1), "qkv", (), **rule, rotary=rotary)
+        table = Weight(
+            f"rope.{theta:g}.{rotary}" if float(f"{theta:g}") == theta else f"rope.{theta!r}.{rotary}",
+            "rope",
+            "f32",
+            "-",
+            (),
+            self.ctx.max_context,
+            rotary // 2,
+            0,
+            {"theta": theta},
+        )
         weights["aux"] = self.entry(table)
-        attrs: dict[str, AttrValue] = {**source, **a, "rotary": rotary, "value_scale": factor, "window": int(attend.attrs["window_keys"])}
+        attrs: dict[str, AttrValue] = {
+            **source,
+            **a,
+            "rotary": rotary,
+            "value_scale": factor,
+            "window": int(attend.attrs["window_keys"]),
+        }
         self.emit("qkv", "qkv", node, fused + self.take(*chain), attrs, weights)
 
     def attention(self, node: Node) -> None:
         rounding = self.rounded(node, self.result(node))
-        split = self.producers[self.producers[self.producers[node.inputs[0]].inputs[0]].inputs[0]]
+        origin: Node | None = node
+        for _ in ("round", "rope", "split_qkv"):
+            origin = self.producers.get(origin.inputs[0]) if origin is not None else None
+        if origin is None or origin.op != "split_qkv":
+            raise self.misfit(node, "its queries must be round(rope(.)) of a split_qkv")
+        split = origin
         window = int(node.attrs["window_keys"])
         splits = 1 if window else GLOBAL_SPLITS
         sink = len(node.inputs) > 7
@@ -243,33 +308,55 @@ class _Fuser:
         }  # fmt: skip
         weights = {"aux": self.vector(self.param(node, 7), "f32")} if sink else {}
         self.ctx.decide(
-            "fuse", "attention splits", f"{splits} for {'window ' + str(window) if window else 'global layers'}",
-            "one split: the window is short" if window else "constant of the Program: the bits of a row depend on neither length nor CTAs",
-        )  # fmt: skip
+            "fuse",
+            "attention splits",
+            f"{splits} for {'window ' + str(window) if window else 'global layers'}",
+            "one split: the window is short"
+            if window
+            else "constant of the Program: the bits of a row depend on neither length nor CTAs",
+        )
         fused = self.take(node, rounding)
         self.emit("attention", "attention", node, fused, attrs, weights)
         if splits > 1:
             self.emit("attention_merge", "attention_merge", node, fused, attrs, weights)
+        self.holds["attention"] = self.result(rounding)
 
     def project(self, node: Node, add: Node) -> None:
-        source, weights, fused = self.prologue(node, node.inputs[0])
-        maker = self.producers[self.producers[node.inputs[0]].inputs[0]]
-        label = "o_proj" if maker.op == "attend" else "down"
-        param = self.param(node, 1)
-        weights["matrix"] = self.matrix(param, "plain")
-        attrs: dict[str, AttrValue] = {**source, "input": "attention" if maker.op == "attend" else "hidden"}
-        self.emit(label, "project", node, fused + self.take(node), attrs, weights)
-        self.residual(node, add, "attn_reduce" if maker.op == "attend" else "mlp_reduce", label)
+        rounding = self.producers.get(node.inputs[0])
+        maker = self.producers.get(rounding.inputs[0]) if rounding is not None else None
+        if rounding is None or maker is None or rounding.op != "round" or maker.op not in ("attend", "mul"):
+            raise self.misfit(
+                node, "a projection into the residual takes round(attend) or round(mul(silu, up))"
+            )
+        label, buffer = ("o_proj", "attention") if maker.op == "attend" else ("down", "hidden")
+        self.read(node, buffer, node.inputs[0])
+        weights = {"matrix": self.matrix(self.param(node, 1), "plain")}
+        attrs: dict[str, AttrValue] = {"source": "fragment", "input": buffer}
+        self.emit(label, "project", node, self.take(node), attrs, weights)
+        self.residual(node, add, "attn_reduce" if buffer == "attention" else "mlp_reduce", label)
 
     def residual(self, node: Node, add: Node, label: str, producer: str) -> None:
+        """x = round(x + node): `add` must add to what the residual stream holds now."""
+        others = [i for i in add.inputs if i != self.result(node)]
+        if len(others) != 1:
+            raise self.misfit(add, "it must add a projection to the residual stream")
+        self.read(add, "x", others[0])
         rounding = self.rounded(add, self.result(add))
         self.emit(label, "reduce", add, self.take(add, rounding), {"producer": producer}, {})
+        self.holds["x"] = self.result(rounding)
 
     def router(self, node: Node, route: Node) -> None:
         source, weights, fused = self.prologue(node, node.inputs[0])
         param = self.param(node, 1)
         weights["matrix"] = self.matrix(param, "plain")
-        self.emit("router", "router", node, fused + self.take(node), {**source, "experts": int(param.shape[0])}, weights)
+        self.emit(
+            "router",
+            "router",
+            node,
+            fused + self.take(node),
+            {**source, "experts": int(param.shape[0])},
+            weights,
+        )
         attrs: dict[str, AttrValue] = {**route.attrs, "experts": int(param.shape[0])}
         bias = self.vector(self.param(route, 1), "f32")
         self.emit("route", "route", route, self.take(route), attrs, {"aux": bias})
@@ -283,23 +370,42 @@ class _Fuser:
         source, weights, fused = self.prologue(gate, gate.inputs[0])
         g, u = self.param(gate, 1), self.param(up, 1)
         if g.format != u.format or g.shape != u.shape:
-            raise self.misfit(mul, f"gate is {g.format}{list(g.shape)}, up is {u.format}{list(u.shape)}: they must agree")
+            raise self.misfit(
+                mul, f"gate is {g.format}{list(g.shape)}, up is {u.format}{list(u.shape)}: they must agree"
+            )
         weights["matrix"] = self.matrix(g, "gate_up", (u,))
         fused = fused + self.take(gate, up, silu, mul, rounding)
         self.emit("gate_up", "gate_up", gate, fused, {**source, "width": int(g.shape[0])}, weights)
+        self.holds["hidden"] = self.result(rounding)
 
     def experts(self, node: Node) -> None:
         if not node.attrs["round_hidden"]:
-            raise error("TC0221", "the kernel keeps the experts' hidden vector in bf16, but the model does not round it",
-                        span=node.loc.span(node.name), help="call torch.ops.tilecc.experts with round_hidden=True")  # fmt: skip
+            raise error(
+                "TC0221",
+                "the kernel keeps the experts' hidden vector in bf16, but the model does not round it",
+                span=node.loc.span(node.name),
+                help="call torch.ops.tilecc.experts with round_hidden=True",
+            )
         add = self.only_user(node, self.result(node), "add")
         route = self.producers.get(node.inputs[1])
         if route is None or route.op != "route" or node.inputs[2] != self.result(route, 1):
             raise self.misfit(node, "ids and weights must come from one route")
+        if any(len(self.users[v.name]) != 1 for v in route.results) or layer_of(route.loc) != layer_of(
+            node.loc
+        ):
+            raise self.misfit(
+                node, "the kernel keeps the routing of one layer, for the experts of that layer"
+            )
         source, weights, fused = self.prologue(node, node.inputs[0])
         gate, up, down = (self.param(node, i) for i in (3, 4, 5))
+        if gate.format != up.format:
+            raise self.misfit(node, f"gate is {gate.format}, up is {up.format}: they must agree")
         weights["matrix"] = self.matrix(gate, "gate_up", (up,))
-        shape: dict[str, AttrValue] = {"experts": int(gate.shape[0]), "width": int(gate.shape[1]), "k": int(route.attrs["k"])}
+        shape: dict[str, AttrValue] = {
+            "experts": int(gate.shape[0]),
+            "width": int(gate.shape[1]),
+            "k": int(route.attrs["k"]),
+        }
         self.emit("experts_up", "experts_up", node, fused + self.take(node), {**source, **shape}, weights)
         self.emit("experts_down", "experts_down", node, (node.name,), {"source": "fragment", **shape},
                   {"matrix": self.matrix(down, "plain")})  # fmt: skip
@@ -309,7 +415,9 @@ class _Fuser:
         source, weights, fused = self.prologue(node, node.inputs[0])
         param = self.param(node, 1)
         weights["matrix"] = self.matrix(param, "plain")
-        self.emit("head", "head", node, fused + self.take(node), {**source, "rows": int(param.shape[0])}, weights)
+        self.emit(
+            "head", "head", node, fused + self.take(node), {**source, "rows": int(param.shape[0])}, weights
+        )
 
     def commit(self, node: Node) -> None:
         self.emit("commit", "commit", node, self.take(node), {}, {})
@@ -318,7 +426,7 @@ class _Fuser:
 def layer_of(loc: Loc) -> int:
     """Layer number in a module path such as `layers.3.self_attn`; -1 outside the layers."""
     parts = loc.module.split(".")
-    for name, number in zip(parts, parts[1:], strict=False):
+    for name, number in itertools.pairwise(parts):
         if name == "layers" and number.isdigit():
             return int(number)
     return -1

@@ -1,6 +1,6 @@
-"""place: which CTA runs which task. Task q of an op goes to CTA (q + rotation) mod G, so that one package runs on any
-number of CTAs and result bits do not depend on it. The rotation starts each op where the one before stopped dealing:
-remainders do not pile up on the same CTAs.
+"""place: which CTA runs which task. Task q of an op goes to CTA (q + rotation) mod G, so that one package
+runs on any number of CTAs and result bits do not depend on it. The rotation starts each op where the one
+before stopped dealing: remainders do not pile up on the same CTAs.
 """
 
 from __future__ import annotations
@@ -12,12 +12,20 @@ from tilecc.passes.context import PassContext
 
 
 def place(graph: TileGraph, ctx: PassContext) -> TileGraph:
-    """Fill `rotation` of every op: tasks dealt before it in its layer. Ops of the rolled loop that share a label share it."""
+    """Fill `rotation` of every op: tasks dealt before it in its layer. Ops of the rolled loop that share a
+    label share it."""
     rotations: dict[str, int] = {}
     dealt = 0
     for op in graph.ops:
         if op.label not in rotations:
             rotations[op.label] = dealt
             dealt += op.tiles["tasks"]
-    ctx.decide("place", "tasks", "dealt in turn, rotated per op", "tasks of an op stream equal bytes; rotation spreads the remainders")
-    return dataclasses.replace(graph, ops=tuple(dataclasses.replace(op, rotation=rotations[op.label]) for op in graph.ops))
+    ctx.decide(
+        "place",
+        "tasks",
+        "dealt in turn, rotated per op",
+        "tasks of an op stream equal bytes; rotation spreads the remainders",
+    )
+    return dataclasses.replace(
+        graph, ops=tuple(dataclasses.replace(op, rotation=rotations[op.label]) for op in graph.ops)
+    )

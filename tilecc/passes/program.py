@@ -1,9 +1,10 @@
 """program: TileGraph -> Program. Rolls the layer loop, numbers counters, places buffers, writes the op table.
 
-Ops of equal kind, shape and constants in different layers become one OpClass; the order of the classes in the loop body
-is one that every layer follows; a layer without a class has an absent row.
+Ops of equal kind, shape and constants in different layers become one OpClass; the order of the classes in
+the loop body is one that every layer follows; a layer without a class has an absent row.
 
-    layers.1.qkv, layers.2.qkv, ...  =>  OpClass("QkvWindow32", counter=3, per_step=5), rows with weights and waits
+    layers.1.qkv, layers.2.qkv, ...
+      =>  OpClass("QkvWindow32", counter=3, per_step=5), rows with weights and waits
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class _Builder:
         kv, kv_bytes = self.kv()
         rows = tuple(
             OpRowSpec(
-                self.class_of[op.name], op.layer, dict(op.weights), kv.get(op.layer, 0) if op.kind in ("qkv", "attention") else 0,
+                self.class_of[op.name], op.layer, dict(op.weights),
+                kv.get(op.layer, 0) if op.kind in ("qkv", "attention") else 0,
                 self.waits(op, counters, counts, ordinals),
             )
             for op in graph.ops
@@ -61,21 +63,31 @@ class _Builder:
         )  # fmt: skip
         return Program(
             name=graph.name, target=graph.target, layers=graph.layers, hidden=graph.hidden, vocab=graph.vocab,
-            max_context=graph.max_context, max_seqs=graph.max_seqs, roles=graph.roles, rings=graph.rings, classes=classes,
+            max_context=graph.max_context, max_seqs=graph.max_seqs, roles=graph.roles, rings=graph.rings,
+            classes=classes,
             prologue=tuple(self.class_of[op.name] for op in graph.ops[:first]), body=body,
             epilogue=tuple(self.class_of[op.name] for op in graph.ops[max(last + 1, first) :]), rows=rows,
             workspace=regions, workspace_bytes=nbytes, kv_bytes=kv_bytes, weights=graph.weights,
         )  # fmt: skip
 
-    # ---- classes -------------------------------------------------------------------------------------------------
+    # ---- classes -------------------------------------------------------------------------------------------
 
     def signature(self, op: TileOp) -> tuple[object, ...]:
         matrix = self.weights.get(op.weights.get("matrix", ""))
         shape = (matrix.format, matrix.rule, matrix.rows, matrix.cols, matrix.experts) if matrix else ()
-        return (op.kind, op.label, tuple(op.attrs.items()), tuple(op.tiles.items()), op.rotation, shape, op.layer >= 0)
+        return (
+            op.kind,
+            op.label,
+            tuple(op.attrs.items()),
+            tuple(op.tiles.items()),
+            op.rotation,
+            shape,
+            op.layer >= 0,
+        )
 
     def name_classes(self) -> dict[str, str]:
-        """Class name of every op: the label, with the window where layers differ, with a number where that is not enough."""
+        """Class name of every op: the label, with the window where layers differ, with a number where that
+        is not enough."""
         windows: dict[str, set[AttrValue]] = {}
         for op in self.graph.ops:
             windows.setdefault(op.label, set()).add(op.attrs.get("window", 0))
@@ -102,11 +114,19 @@ class _Builder:
     def op_class(self, name: str, counter: int, per_step: int) -> OpClass:
         op = self.first(name)
         matrix = self.weights.get(op.weights.get("matrix", ""))
-        constants: dict[str, AttrValue] = {**op.attrs, **{f"tile_{k}": v for k, v in op.tiles.items()}, "rotation": op.rotation}
+        constants: dict[str, AttrValue] = {
+            **op.attrs,
+            **{f"tile_{k}": v for k, v in op.tiles.items()},
+            "rotation": op.rotation,
+        }
         if matrix is not None:
             constants |= {"format": matrix.format, "matrix_rows": matrix.rows, "matrix_cols": matrix.cols}
-        reasons = tuple(f"{h.source}: {h.kind.name.lower()} over {', '.join(h.buffers)}" for h in op.hand_offs)
-        doc = f"{op.name}: {', '.join(op.fused)}" + (f" (and {per_step - 1} more layers)" if per_step > 1 else "")
+        reasons = tuple(
+            f"{h.source}: {h.kind.name.lower()} over {', '.join(h.buffers)}" for h in op.hand_offs
+        )
+        doc = f"{op.name}: {', '.join(op.fused)}" + (
+            f" (and {per_step - 1} more layers)" if per_step > 1 else ""
+        )
         return OpClass(name, op.kind, constants, counter, per_step, doc, reasons, op.loc)
 
     def body_order(self) -> tuple[str, ...]:
@@ -126,9 +146,11 @@ class _Builder:
         try:
             return tuple(nx.lexicographical_topological_sort(precedence, key=order.__getitem__))
         except nx.NetworkXUnfeasible:
-            raise InternalError("layers order their ops differently: the layer loop cannot be rolled") from None
+            raise InternalError(
+                "layers order their ops differently: the layer loop cannot be rolled"
+            ) from None
 
-    # ---- table ---------------------------------------------------------------------------------------------------
+    # ---- table ---------------------------------------------------------------------------------------------
 
     def ordinals(self) -> dict[str, int]:
         """Instance number of every op within its class and step, from 0."""
@@ -154,7 +176,7 @@ class _Builder:
             raise InternalError(f"op {op.name} waits for {len(found)} counters; a row holds {MAX_WAITS}")
         return tuple(found)
 
-    # ---- memory --------------------------------------------------------------------------------------------------
+    # ---- memory --------------------------------------------------------------------------------------------
 
     def workspace(self, counters: int) -> tuple[tuple[RegionSpec, ...], int]:
         regions: list[RegionSpec] = []
@@ -176,5 +198,3 @@ class _Builder:
                 offsets[int(buffer.name.rsplit(".", 1)[1])] = at
                 at += -(-buffer.nbytes // ALIGN) * ALIGN
         return offsets, at
-
-

@@ -1,6 +1,6 @@
-"""rings: shared memory of one CTA. The weight ring runs across operator boundaries and takes what the others leave, up to
-what keeps the memory system busy; activations and KV blocks share a ring of K chunks; the exchange carries the
-consumers' partial sums to the store warp.
+"""rings: shared memory of one CTA. The weight ring runs across operator boundaries and takes what the others
+leave, up to what keeps the memory system busy; activations and KV blocks share a ring of K chunks; the
+exchange carries the consumers' partial sums to the store warp.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from tilecc.diag import error
 from tilecc.ir.tile import RingSpec, TileGraph
 from tilecc.passes.context import PassContext
 from tilecc.passes.tile import ceil_div
+from tilecc.weights.layout import BLOCK_BYTES
 
-BLOCK_BYTES = {"bf16": 4096, "f32": 8192, "fp8_block": 2112, "mxfp4": 1088}
 ACTIVATION_SLOTS = 8
 EXCHANGE_SLOTS = 2
 MAX_WEIGHT_STAGES = 8
@@ -40,14 +40,24 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
     left = ctx.target.smem_per_cta - FIXED_BYTES - ACTIVATION_SLOTS * activation - EXCHANGE_SLOTS * exchange
     stages = min(MAX_WEIGHT_STAGES, left // stage)
     if stages < MIN_WEIGHT_STAGES:
+        heads = [op for op in graph.ops if op.kind == "attention"] or list(graph.ops)
+        largest = max(
+            heads, key=lambda op: int(op.attrs.get("head_dim", 0)) + int(op.attrs.get("v_head_dim", 0))
+        )
         raise error(
             "TC0223",
             f"shared memory of `{ctx.target.name}` does not hold {MIN_WEIGHT_STAGES} weight stages",
-            note=f"{ctx.target.smem_per_cta} B per CTA; activations {ACTIVATION_SLOTS} x {activation} B, exchange "
-            f"{EXCHANGE_SLOTS} x {exchange} B, one weight stage {stage} B",
+            span=largest.loc.span(largest.name),
+            note=f"{ctx.target.smem_per_cta} B per CTA; activations {ACTIVATION_SLOTS} x {activation} B,"
+            f" exchange {EXCHANGE_SLOTS} x {exchange} B, one weight stage {stage} B",
             help="use smaller attention heads",
         )
-    ctx.decide("rings", "weight ring", f"{stages} stages of {stage} B", f"{stages * stage // 1024} KiB in flight per SM")
+    ctx.decide(
+        "rings",
+        "weight ring",
+        f"{stages} stages of {stage} B",
+        f"{stages * stage // 1024} KiB in flight per SM",
+    )
     return dataclasses.replace(
         graph,
         rings=(

@@ -1,4 +1,5 @@
-"""tile: chooses tile shapes and K splits, and gives every op its tile space and the boxes it reads and writes.
+"""tile: chooses tile shapes and K splits, and gives every op its tile space and the boxes it reads and
+writes.
 
     TileOp("layers.3.o_proj", attrs={...})
       =>  TileOp(..., tiles={"tiles": 16, "blocks": 2, "splits": 2, "group": 2, "chunk": 2, "tasks": 16},
@@ -38,7 +39,8 @@ def pad(n: int, multiple: int = BLOCK_COLS) -> int:
 
 
 def tile(graph: TileGraph, ctx: PassContext) -> TileGraph:
-    """Fill `tiles`, `reads`, `writes` and the buffers. Raises TileccError TC0222 for sizes that do not fit."""
+    """Fill `tiles`, `reads`, `writes` and the buffers. Raises TileccError TC0222 for sizes that do not
+    fit."""
     return _Tiler(graph, ctx).run()
 
 
@@ -51,24 +53,32 @@ class _Tiler:
 
     def run(self) -> TileGraph:
         if self.graph.hidden % 16:
-            raise self.unfit(self.graph.ops[0], f"hidden size {self.graph.hidden} is not a multiple of 16, the columns of one MMA step")
+            raise self.unfit(
+                self.graph.ops[0],
+                f"hidden size {self.graph.hidden} is not a multiple of 16, the columns of one MMA step",
+            )
         table: dict[str, Callable[[TileOp], TileOp]] = {
-            "embed": self.embed, "qkv": self.qkv, "attention": self.attention, "attention_merge": self.attention_merge,
-            "project": self.project, "reduce": self.reduce, "router": self.router, "route": self.route,
-            "gate_up": self.gate_up, "experts_up": self.experts_up, "experts_down": self.experts_down,
-            "head": self.head, "commit": self.commit,
+            "embed": self.embed, "qkv": self.qkv, "attention": self.attention,
+            "attention_merge": self.attention_merge, "project": self.project, "reduce": self.reduce,
+            "router": self.router, "route": self.route, "gate_up": self.gate_up,
+            "experts_up": self.experts_up, "experts_down": self.experts_down, "head": self.head,
+            "commit": self.commit,
         }  # fmt: skip
-        self.partial_splits = {op.name: self.splits(op) for op in self.graph.ops if op.kind in ("project", "experts_down")}
+        self.partial_splits = {
+            op.name: self.splits(op) for op in self.graph.ops if op.kind in ("project", "experts_down")
+        }
         ops = tuple(table[op.kind](op) for op in self.graph.ops)
         self.space("counters", "u32", (1,), 0)  # sized by `program`, which numbers the counters
         return dataclasses.replace(self.graph, ops=ops, buffers=tuple(self.buffers.values()))
 
-    # ---- helpers -------------------------------------------------------------------------------------------------
+    # ---- helpers -------------------------------------------------------------------------------------------
 
     def unfit(self, op: TileOp, message: str) -> Exception:
         return error("TC0222", message, span=op.loc.span(op.name), help="change the size in config.json")
 
-    def space(self, name: str, dtype: str, shape: tuple[int, ...], nbytes: int, space: Space = Space.WORKSPACE) -> Access:
+    def space(
+        self, name: str, dtype: str, shape: tuple[int, ...], nbytes: int, space: Space = Space.WORKSPACE
+    ) -> Access:
         """The whole buffer as an access; the buffer grows to the largest shape asked for."""
         old = self.buffers.get(name)
         if old is not None:
@@ -105,7 +115,9 @@ class _Tiler:
         head_steps, value_tiles = ceil_div(int(a["head_dim"]), 16), ceil_div(int(a["v_head_dim"]), 8)
         blocks = self.kv_blocks(int(a["window"]))
         nbytes = self.graph.max_seqs * int(a["kv_heads"]) * blocks * (2 * head_steps + value_tiles) * 256
-        return self.space(f"kv.{op.layer}", "bf16", (self.graph.max_seqs, blocks * KV_BLOCK), nbytes, Space.KV)
+        return self.space(
+            f"kv.{op.layer}", "bf16", (self.graph.max_seqs, blocks * KV_BLOCK), nbytes, Space.KV
+        )
 
     def kv_blocks(self, window: int) -> int:
         """Blocks of one sequence: all positions, or a ring that holds the window and the rows of a step."""
@@ -118,14 +130,24 @@ class _Tiler:
     def gemv(self, op: TileOp, tiles: int, splits: int = 1, slots: int = 1) -> dict[str, int]:
         weight = self.matrix(op)
         if weight.format == "mxfp4" and weight.cols % 32:
-            raise self.unfit(op, f"`{weight.name}` has {weight.cols} columns; MXFP4 scales cover 32 columns each")
+            raise self.unfit(
+                op, f"`{weight.name}` has {weight.cols} columns; MXFP4 scales cover 32 columns each"
+            )
         blocks, group = ceil_div(weight.cols, BLOCK_COLS), min(GROUP, tiles)
         chunk = min(CHUNK[weight.format], ceil_div(blocks, splits if op.kind != "experts_down" else 1))
         tasks = ceil_div(tiles, group) * splits * slots
-        return {"tiles": tiles, "blocks": blocks, "splits": splits, "group": group, "chunk": chunk, "tasks": tasks}
+        return {
+            "tiles": tiles,
+            "blocks": blocks,
+            "splits": splits,
+            "group": group,
+            "chunk": chunk,
+            "tasks": tasks,
+        }
 
     def splits(self, op: TileOp) -> int:
-        """K splits of a projection into the residual: enough tasks for every SM, a constant of the Program."""
+        """K splits of a projection into the residual: enough tasks for every SM, a constant of the
+        Program."""
         weight = self.matrix(op)
         tasks = ceil_div(ceil_div(weight.rows, TILE_ROWS), GROUP)
         most = weight.experts if op.kind == "experts_down" else ceil_div(weight.cols, BLOCK_COLS)
@@ -139,7 +161,7 @@ class _Tiler:
     def make(self, op: TileOp, tiles: dict[str, int], reads: list[Access], writes: list[Access]) -> TileOp:
         return dataclasses.replace(op, tiles=tiles, reads=tuple(reads), writes=tuple(writes))
 
-    # ---- ops -----------------------------------------------------------------------------------------------------
+    # ---- ops -----------------------------------------------------------------------------------------------
 
     def embed(self, op: TileOp) -> TileOp:
         units = ceil_div(self.graph.hidden, UNIT_COLS)
@@ -147,9 +169,17 @@ class _Tiler:
 
     def qkv(self, op: TileOp) -> TileOp:
         a = op.attrs
-        heads, kv_heads, dim, v_dim, rotary = (int(a[k]) for k in ("heads", "kv_heads", "head_dim", "v_head_dim", "rotary"))
+        heads, kv_heads, dim, v_dim, rotary = (
+            int(a[k]) for k in ("heads", "kv_heads", "head_dim", "v_head_dim", "rotary")
+        )
+        if heads % kv_heads:
+            raise self.unfit(op, f"{heads} query heads do not divide into {kv_heads} KV heads")
+        if rotary < 2:
+            raise self.unfit(op, "the rotary size is 0; the kernel rotates at least one pair of each head")
         if heads // kv_heads > TILE_ROWS:
-            raise self.unfit(op, f"{heads} query heads on {kv_heads} KV heads: at most {TILE_ROWS} may share one KV head")
+            raise self.unfit(
+                op, f"{heads} query heads on {kv_heads} KV heads: at most {TILE_ROWS} may share one KV head"
+            )
         if v_dim % 2:
             raise self.unfit(op, f"value head size {v_dim} is odd; two neighbouring values share a word")
         rope_tiles = ceil_div(rotary // 2, 8)
@@ -157,21 +187,38 @@ class _Tiler:
         tiles = (heads + kv_heads) * qk_tiles + kv_heads * v_tiles
         steps = ceil_div(dim, 16)
         queries = self.space("queries", "bf16", (ROWS, heads, dim), ROWS * kv_heads * steps * 512)
-        space = self.gemv(op, tiles) | {"rope_tiles": rope_tiles, "qk_tiles": qk_tiles, "v_tiles": v_tiles, "kv_blocks": self.kv_blocks(int(a["window"]))}
+        space = self.gemv(op, tiles) | {
+            "rope_tiles": rope_tiles,
+            "qk_tiles": qk_tiles,
+            "v_tiles": v_tiles,
+            "kv_blocks": self.kv_blocks(int(a["window"])),
+        }
         return self.make(op, space, [self.x(), self.sum_sq()], [queries, self.kv(op)])
 
     def attention(self, op: TileOp) -> TileOp:
         a = op.attrs
         heads, kv_heads, splits = int(a["heads"]), int(a["kv_heads"]), int(a["splits"])
         steps = ceil_div(int(a["head_dim"]), 16)
-        queries = self.space("queries", "bf16", (ROWS, heads, int(a["head_dim"])), ROWS * kv_heads * steps * 512)
+        queries = self.space(
+            "queries", "bf16", (ROWS, heads, int(a["head_dim"])), ROWS * kv_heads * steps * 512
+        )
         out = self.attention_out(op) if splits == 1 else self.split_out(op)
-        tiles = {"splits": splits, "kv_blocks": self.kv_blocks(int(a["window"])), "tasks": ROWS * kv_heads * splits}
+        tiles = {
+            "splits": splits,
+            "kv_blocks": self.kv_blocks(int(a["window"])),
+            "tasks": ROWS * kv_heads * splits,
+        }
         return self.make(op, tiles, [queries, self.kv(op)], [out])
 
     def split_out(self, op: TileOp) -> Access:
-        heads, splits, width = int(op.attrs["heads"]), int(op.attrs["splits"]), 2 + int(op.attrs["v_head_dim"])
-        return self.space("attention_partials", "f32", (ROWS * heads, splits, width), ROWS * heads * splits * width * 4)
+        heads, splits, width = (
+            int(op.attrs["heads"]),
+            int(op.attrs["splits"]),
+            2 + int(op.attrs["v_head_dim"]),
+        )
+        return self.space(
+            "attention_partials", "f32", (ROWS * heads, splits, width), ROWS * heads * splits * width * 4
+        )
 
     def attention_merge(self, op: TileOp) -> TileOp:
         tiles = {"splits": int(op.attrs["splits"]), "tasks": ROWS * int(op.attrs["heads"])}
@@ -183,7 +230,9 @@ class _Tiler:
             source = self.space("attention", "bf16", (ROWS, weight.cols), pad(weight.cols) * ROWS * 2)
         else:
             source = self.hidden("hidden", weight.cols)
-        return self.make(op, self.gemv(op, ceil_div(weight.rows, TILE_ROWS), splits), [source], [self.partials(splits)])
+        return self.make(
+            op, self.gemv(op, ceil_div(weight.rows, TILE_ROWS), splits), [source], [self.partials(splits)]
+        )
 
     def reduce(self, op: TileOp) -> TileOp:
         producer = str(op.attrs["producer"])
@@ -207,30 +256,46 @@ class _Tiler:
         layers = self.graph.layers
         log = self.space("routes", "u32", (layers, ROWS, k), layers * ROWS * k * 4)
         mine = Access("routes", ((op.layer, op.layer + 1), *log.box[1:]))
-        return self.make(op, {"pitch": pad(experts, 32), "tasks": 0}, [self.router_logits(experts)], [self.routing(), mine])
+        return self.make(
+            op, {"pitch": pad(experts, 32), "tasks": 0}, [self.router_logits(experts)], [self.routing(), mine]
+        )
 
     def active(self, op: TileOp) -> int:
         return min(int(op.attrs["experts"]), ROWS * int(op.attrs["k"]))
 
     def gate_up(self, op: TileOp) -> TileOp:
         width = int(op.attrs["width"])
-        return self.make(op, self.gemv(op, ceil_div(width, 8)), [self.x(), self.sum_sq()], [self.hidden("hidden", width)])
+        return self.make(
+            op, self.gemv(op, ceil_div(width, 8)), [self.x(), self.sum_sq()], [self.hidden("hidden", width)]
+        )
 
     def experts_up(self, op: TileOp) -> TileOp:
         width, active = int(op.attrs["width"]), self.active(op)
         space = self.gemv(op, ceil_div(width, 8), slots=active)
-        return self.make(op, space, [self.x(), self.sum_sq(), self.routing()], [self.hidden("expert_hidden", width, active)])
+        return self.make(
+            op,
+            space,
+            [self.x(), self.sum_sq(), self.routing()],
+            [self.hidden("expert_hidden", width, active)],
+        )
 
     def experts_down(self, op: TileOp) -> TileOp:
         weight, splits = self.matrix(op), self.partial_splits[op.name]
         space = self.gemv(op, ceil_div(weight.rows, TILE_ROWS), splits)
-        return self.make(op, space, [self.hidden("expert_hidden", weight.cols, self.active(op)), self.routing()], [self.partials(splits)])
+        return self.make(
+            op,
+            space,
+            [self.hidden("expert_hidden", weight.cols, self.active(op)), self.routing()],
+            [self.partials(splits)],
+        )
 
     def head(self, op: TileOp) -> TileOp:
         rows = int(op.attrs["rows"])
         out = self.space("argmax", "f32", (MAX_GRID, ROWS), MAX_GRID * ROWS * 8)
         logits = self.space("logits", "f32", (ROWS, rows), 0, Space.IO)
-        return self.make(op, self.gemv(op, ceil_div(rows, TILE_ROWS)), [self.x(), self.sum_sq()], [out, logits])
+        return self.make(
+            op, self.gemv(op, ceil_div(rows, TILE_ROWS)), [self.x(), self.sum_sq()], [out, logits]
+        )
 
     def commit(self, op: TileOp) -> TileOp:
         out = self.space("argmax", "f32", (MAX_GRID, ROWS), MAX_GRID * ROWS * 8)
