@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-LOGIT_ERROR = 3e-3
-"""Bound on |kernel - reference| / max |logit| against the reference rounded at the kernel's own points. Two
-logits closer than twice that may change places without either side being wrong."""
+LOGIT_ERROR = 1e-2
+"""Bound on |kernel - reference| / max |logit| against the reference rounded at the kernel's own points. Sums in
+another order land on the other side of a rounding border now and then, and may so exchange two experts of nearly
+equal score; tests/e2e separates the two. Two logits closer than twice the bound may change places without either
+side being wrong."""
 
 
 @dataclass(frozen=True)
