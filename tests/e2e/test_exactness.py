@@ -24,13 +24,15 @@ def run(engine: Engine, *steps: Rows) -> list[Floats]:
     return logits
 
 
-def test_a_row_does_not_depend_on_its_column_or_its_neighbours(engine: Engine, held_out_ids: list[int]) -> None:
+def test_a_row_does_not_depend_on_its_column_or_its_neighbours(
+    engine: Engine, held_out_ids: list[int]
+) -> None:
     ids = held_out_ids[:48]
     alone = np.concatenate(run(engine, *[[(t, p, 0)] for p, t in enumerate(ids)]))
     for chunk in (8, 3, 5):
         assert same_bits(alone, engine.logits(ids, chunk=chunk, seq=1)), f"chunks of {chunk}"
-    # The last position again, in every column, among rows of other texts at other positions. Sequences 2 to 7 hold
-    # different prefixes, so nearly all experts are active.
+    # The last position again, in every column, among rows of other texts at other positions. Sequences 2 to 7
+    # hold different prefixes, so nearly all experts are active.
     others = {seq: [(7 * seq + 13 * p) % 4096 for p in range(16)] for seq in range(2, 8)}
     for seq, tokens in others.items():
         engine.logits(tokens, seq=seq)
@@ -38,7 +40,7 @@ def test_a_row_does_not_depend_on_its_column_or_its_neighbours(engine: Engine, h
         rows: Rows = [((31 * seq) % 4096, 16, seq) for seq in range(2, 8)]
         rows.insert(column if column < 6 else 6, (ids[47], 47, 1))
         logits = run(engine, rows)[0]
-        at = [i for i, row in enumerate(rows) if row[2] == 1][0]
+        at = next(i for i, row in enumerate(rows) if row[2] == 1)
         assert same_bits(alone[47:48], logits[at : at + 1]), f"column {column}"
 
 

