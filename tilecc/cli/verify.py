@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 LOGIT_ERROR = 1e-2
-"""Bound on |kernel - reference| / max |logit| against the reference rounded at the kernel's own points. Sums in
-another order land on the other side of a rounding border now and then, and may so exchange two experts of nearly
-equal score; tests/e2e separates the two. Two logits closer than twice the bound may change places without either
-side being wrong."""
+"""Bound on |kernel - reference| / max |logit| against the reference rounded at the kernel's own points. Sums
+in another order land on the other side of a rounding border now and then, and may so exchange two experts of
+nearly equal score; tests/e2e separates the two. Two logits closer than twice the bound may change places
+without either side being wrong."""
 
 
 @dataclass(frozen=True)
