@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tilecc.build.nvcc import build_cuda
 from tilecc.emit.compiler import CompileResult, compile_model
 from tilecc.emit.tables import ROW
 from tilecc.ir.graph import Graph
@@ -58,7 +60,8 @@ def test_each_op_says_where_it_comes_from(compiled: CompileResult) -> None:
 
 def test_two_processes_write_the_same_package(compiled: CompileResult, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from tilecc.emit.compiler import compile_model; "
+        "import sys; from pathlib import Path; from tilecc.build.nvcc import build_cuda
+from tilecc.emit.compiler import compile_model; "
         "compile_model(Path(sys.argv[1]), target='sm_90a', out=Path(sys.argv[2]))"
     )
     out = tmp_path / "other"
@@ -93,3 +96,14 @@ def test_table_rows_are_the_rows_of_the_program(compiled: CompileResult) -> None
         assert words[1] == max(spec.layer, 0) and words[6] == len(spec.waits)
         waits = [tuple(words[8 + 3 * i : 11 + 3 * i]) for i in range(len(spec.waits))]
         assert waits == [(w.counter, w.per_step, w.ordinal) for w in spec.waits]
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
+def test_nvcc_needs_neither_stack_nor_spills(compiled: CompileResult) -> None:
+    report = build_cuda(compiled.package_dir, ["sm_90a", "sm_100a"])
+    assert [(k.name, k.target) for k in report.kernels] == [
+        ("tilecc_mimo_tiny", "sm_90a"),
+        ("tilecc_mimo_tiny", "sm_100a"),
+    ]
+    for k in report.kernels:
+        assert (k.stack_bytes, k.spill_store_bytes, k.spill_load_bytes) == (0, 0, 0), k
