@@ -151,14 +151,13 @@ def test_the_replay_notices_a_wrong_ordinal(shift: int) -> None:
     wrong = dataclasses.replace(row, waits=(dataclasses.replace(wait, ordinal=wait.ordinal + shift),))
     replay = Replay(graph, dataclasses.replace(made, rows=(*made.rows[:at], wrong, *made.rows[at + 1 :])), 2)
     seen = set()
-    goal = 2 * len(made.rows)
-    while min(replay.at) < goal:
-        # CTA 0 runs ahead as far as the sources allow; CTA 1 moves only when it has to.
-        for cta in (0, 1):
-            if replay.at[cta] < goal:
+    for _ in range(2 * len(made.rows)):
+        for cta in range(2):  # each runs ahead of the other as far as its sources allow
+            for _ in range(2 * len(made.rows) - replay.at[cta]):
                 seen.add(replay.ready(cta) == replay.sources_done(cta))
-        ahead = replay.at[0] < goal and replay.sources_done(0)
-        replay.advance(0 if ahead else 1)
+                if not replay.sources_done(cta):
+                    break
+                replay.advance(cta)
     assert seen == {True, False}
 
 
