@@ -1,7 +1,7 @@
 // Bulk copies: issue, landing, groups.
 #include <string.h>
 
-#include "engine.h"
+#include "race.h"
 
 namespace tk_emu {
 
@@ -31,6 +31,11 @@ void bulk_g2s(uint32_t dst, const void* src, uint32_t bytes, uint32_t bar, Site 
     fatal("TC0905", text("%s: bulk_g2s of %u bytes; the size must be a multiple of 16", who_now().c_str(), bytes), site);
   smem_range(cta, dst, bytes, 16, "bulk_g2s destination", site);
   global_range(src, bytes, 16, false, "bulk_g2s source", site);
+  if (shadow_on) {
+    const AsyncAccess by{m->agent, static_cast<uint32_t>(m->phase) + 1};
+    shadow_async_smem(cta, dst, bytes, true, by, "bulk_g2s", site);
+    shadow_async_global(src, bytes, false, by, "bulk_g2s", site);
+  }
   memset(cta->smem + (dst - kSmemBase), 0xff, bytes);  // nobody may read it before it lands
   engine->loads.push_back({cta, dst, bytes, static_cast<const uint8_t*>(src), m, site});
   if (engine->options.landing == TK_EMU_LAND_AT_ONCE) land(engine->loads.size() - 1);
@@ -66,6 +71,12 @@ void bulk_s2g(void* dst, uint32_t src, uint32_t bytes, Site site) {
   const uint64_t moment = landing == TK_EMU_LAND_RANDOM ? random_bits() % 3 : 0;
   if (landing == TK_EMU_LAND_AT_ONCE || moment == 1) write_target(cta, s);
   if (moment == 2) read_source(cta, s);
+  if (shadow_on) {
+    WarpState* w = my_warp();
+    const uint32_t group = static_cast<uint32_t>(w->groups) + 1;
+    shadow_async_smem(cta, src, bytes, false, {store_read_agent(w->number), group}, "bulk_s2g", site);
+    shadow_async_global(dst, bytes, true, {store_write_agent(w->number), group}, "bulk_s2g", site);
+  }
   my_warp()->stores.push_back(std::move(s));
 }
 
@@ -93,6 +104,10 @@ void bulk_wait(uint32_t keep, bool read_only, Site) {
     kept++;
   }
   w->stores.resize(kept);
+  if (engine->races && w->groups > keep) {
+    stores_done(store_read_agent(w->number), w->groups - keep);
+    if (!read_only) stores_done(store_write_agent(w->number), w->groups - keep);
+  }
 }
 
 void check_exit(WarpState* warp) {
@@ -105,6 +120,7 @@ void check_exit(WarpState* warp) {
 void fence_proxy_async(Site) {
   preempt_point();
   count(kFence);
+  if (engine->races) fence_async_proxy();
 }
 
 void prefetch_l2(const void* src, uint32_t bytes, Site site) {

@@ -1,5 +1,5 @@
 // mbarriers, named barriers, counters.
-#include "engine.h"
+#include "race.h"
 
 namespace tk_emu {
 
@@ -29,6 +29,7 @@ void mbar_init(uint32_t bar, uint32_t count, Site site) {
   m->count = m->pending = count;
   m->id = static_cast<uint32_t>(engine->barriers.size());
   m->site = site;
+  m->agent = static_cast<uint32_t>(4 * engine->warps.size()) + m->id;
   cta->granule[o >> 3] = static_cast<uint16_t>(kBarrierId + cta->barriers.size());
   auto early = cta->early_names.find(bar);
   if (early != cta->early_names.end()) m->name = early->second.first, m->index = early->second.second;
@@ -52,9 +53,52 @@ void mbar_name(uint32_t bar, const char* name, uint32_t index, Site site) {
 
 void fence_mbar_init() { preempt_point(); }
 
+static void report_parity(MBarrier* bar, const std::string& message, Site site) {
+  if (!engine->reported_pairs.insert(0xfffffffe00000000ull | bar->id).second) return;
+  finding("TC0911", message, site,
+          {"a lane may pass a wait late only while nobody can complete the next phase but one: add syncwarp() after the "
+           "wait, or let one lane wait"});
+}
+
+// Phase k+1 has just completed: a wait for phase k that did not happen before that could also have come after it, when
+// its parity means the wrong phase.
+static void check_lagging(MBarrier* bar) {
+  const Clock& seen = bar->arriving.seen;
+  for (const PhaseWait& w : bar->waits) {
+    if (w.phase + 2 != bar->phase) continue;
+    if (seen.get(lanes_agent(w.warp)) >= w.epoch || (w.lanes == 1 && seen.get(lane0_agent(w.warp)) >= w.release)) continue;
+    report_parity(bar, text("%s waited for phase %llu of mbarrier %s, but nothing orders that wait before the end of the "
+                            "next phase: the parity is ambiguous",
+                            who(&engine->warps[w.warp], static_cast<uint32_t>(__builtin_ctz(w.lanes & ~1u ? w.lanes & ~1u : 1u))).c_str(),
+                            static_cast<unsigned long long>(w.phase), barrier_text(bar).c_str()),
+                  w.site);
+  }
+  bar->waits.clear();
+}
+
+static void note_wait(MBarrier* bar, Site site) {
+  const WarpClocks& k = my_warp()->clocks;
+  const uint64_t phase = bar->phase - 1;
+  const uint32_t lane = 1u << cur->lane;
+  for (PhaseWait& w : bar->waits)
+    if (w.phase == phase && w.warp == cur->warp->number && w.epoch == k.epoch) {
+      w.lanes |= lane;
+      if (lane == 1) w.release = k.releases;
+      return;
+    }
+  bar->waits.push_back({phase, cur->warp->number, lane, k.epoch, k.releases, site});
+}
+
 static void try_complete(MBarrier* bar) {
   if (bar->pending || bar->tx) return;
   bar->phase++;
+  if (engine->races) {
+    if (engine->parity) check_lagging(bar);
+    bar->done.clear();
+    std::swap(bar->done, bar->arriving);
+    bar->done.seen.raise(bar->agent, static_cast<uint32_t>(bar->phase));
+    bar->done.proxied.raise(bar->agent, static_cast<uint32_t>(bar->phase));
+  }
   bar->pending = bar->count;
   std::vector<Thread*> waiters;
   waiters.swap(bar->waiters);
@@ -72,6 +116,7 @@ void mbar_arrive(uint32_t addr, uint32_t tx_bytes, bool expect, Site site) {
     fatal("TC0907", text("%s: one arrival too many on mbarrier %s", who_now().c_str(), barrier_text(bar).c_str()),
           site);
   bar->pending--;
+  if (engine->races) release_by_lane0(bar->arriving);
   try_complete(bar);
 }
 
@@ -80,6 +125,30 @@ void complete_tx(MBarrier* bar, uint32_t bytes, Site site) {
   if (bar->tx < -0xfffff)
     fatal("TC0907", text("tx-count of mbarrier %s falls below -(2^20-1)", barrier_text(bar).c_str()), site);
   try_complete(bar);
+}
+
+// The k-th wait of a thread on a barrier is for phase k. If the barrier is already further, the parity has come round
+// again and the thread waited for the wrong phase; in another schedule it would wait for ever.
+static void check_parity(MBarrier* bar, uint32_t parity, Site site) {
+  if (bar->waited.empty()) bar->waited.assign(engine->options.threads, -2);
+  int64_t& last = bar->waited[cur->warp->index * kLanes + cur->lane];
+  int64_t wanted;
+  if (last == -2) {
+    wanted = parity ? -1 : 0;
+  } else if ((last & 1) != static_cast<int64_t>(parity)) {
+    wanted = last + 1;
+  } else {  // the same phase again, or one left out on purpose
+    wanted = static_cast<int64_t>(bar->phase) == last + 3 ? last + 2 : last;
+  }
+  last = wanted;
+  if (static_cast<int64_t>(bar->phase) == wanted + 1) {
+    if (engine->races) note_wait(bar, site);
+    return;
+  }
+  report_parity(bar, text("%s waits for phase %lld of mbarrier %s, which is further: the parity is ambiguous",
+                          who_now().c_str(), static_cast<long long>(wanted), barrier_text(bar).c_str()),
+                site);
+  last = static_cast<int64_t>(bar->phase) - 1;
 }
 
 void mbar_wait(uint32_t addr, uint32_t parity, const tk::Watch& watch, Site site) {
@@ -91,6 +160,8 @@ void mbar_wait(uint32_t addr, uint32_t parity, const tk::Watch& watch, Site site
     bar->waiters.push_back(self());
     block(Wait::kMbarrier, bar, parity & 1, &watch, site);
   }
+  if (engine->parity) check_parity(bar, parity & 1, site);
+  if (engine->races) acquire_by_lane(bar->done);
 }
 
 // ---- named barriers ---------------------------------------------------------------------------------
@@ -113,6 +184,7 @@ static void join_named(WarpState* warp, uint32_t id, uint32_t threads, bool wait
   b.site = site;
   b.arrived += 32;
   b.members.push_back(warp);
+  if (engine->races) release_by_warp(warp, b.arriving);
   if (b.arrived == b.threads) {
     b.arrived = 0;
     b.members.clear();
@@ -122,7 +194,10 @@ static void join_named(WarpState* warp, uint32_t id, uint32_t threads, bool wait
       w->parked_in = nullptr;
       w->ready = 0xffffffffu;
       ready_warp(w);
+      if (engine->races) acquire_by_warp(w, b.arriving);
     }
+    if (engine->races && wait) acquire_by_warp(warp, b.arriving);
+    b.arriving.clear();
     release_all(warp);
   } else if (wait) {
     b.parked.push_back(warp);
@@ -174,6 +249,7 @@ void wait_ge(const uint32_t* p, uint32_t target, const tk::Watch& watch, Site si
     engine->counters[p].waiters.push_back(self());
     block(Wait::kCounter, p, target, &watch, site);
   }
+  if (engine->races) acquire_by_lane(engine->counters[p].clocks);
 }
 
 void signal_add(uint32_t* p, uint32_t v, bool release, Site site) {
@@ -181,12 +257,15 @@ void signal_add(uint32_t* p, uint32_t v, bool release, Site site) {
   global_range(p, 4, 4, true, release ? "red_release" : "red_relaxed", site);
   count(kCounterSignal);
   *p += v;
+  if (engine->races && release) release_by_lane0(engine->counters[p].clocks);
+  if (engine->races && !release) release_relaxed(engine->counters[p].clocks);
   wake_counter(p);
 }
 
 uint32_t ld_acquire(const uint32_t* p, Site site) {
   preempt_point();
   global_range(p, 4, 4, false, "ld_acquire", site);
+  if (engine->races) acquire_by_lane(engine->counters[p].clocks);
   return *p;
 }
 
@@ -195,14 +274,14 @@ void st_release(uint32_t* p, uint32_t v, Site site) {
   global_range(p, 4, 4, true, "st_release", site);
   count(kCounterSignal);
   *p = v;
+  if (engine->races) release_by_lane0(engine->counters[p].clocks);
   wake_counter(p);
 }
 
 void fence_gpu(Site) {
   preempt_point();
   count(kFence);
+  if (engine->races) fence_for_signals();
 }
-
-void sync_warp_clocks(Warp*) {}
 
 }  // namespace tk_emu

@@ -5,9 +5,12 @@
 
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "abi.h"
+#include "clocks.h"
+#include "shadow.h"
 #include "tk_prim.cuh"
 
 namespace tk_emu {
@@ -23,6 +26,13 @@ struct Thread : Fiber {
   char* stack_low = nullptr;
 };
 
+// Lanes of a warp that waited for a phase, at one time of the warp.
+struct PhaseWait {
+  uint64_t phase;
+  uint32_t warp, lanes, epoch, release;
+  Site site;
+};
+
 struct MBarrier {
   struct CtaState* cta = nullptr;
   uint32_t addr = 0, count = 0, pending = 0;
@@ -33,6 +43,10 @@ struct MBarrier {
   uint32_t id = 0;     // over all CTAs
   Site site;
   std::vector<Thread*> waiters;
+  Clocks arriving, done;  // published to the running phase, and to the last complete one
+  uint32_t agent = 0;
+  std::vector<int64_t> waited;  // last phase each thread of the CTA waited for, -2 = none
+  std::vector<PhaseWait> waits; // of the last complete phase
 };
 
 struct NamedBarrier {
@@ -40,6 +54,7 @@ struct NamedBarrier {
   Site site;
   std::vector<struct WarpState*> members;  // warps that arrived in this round
   std::vector<struct WarpState*> parked;
+  Clocks arriving;
 };
 
 struct Region {
@@ -55,6 +70,7 @@ struct CtaState : Cta {
   std::vector<MBarrier*> barriers;
   NamedBarrier named[16];
   std::vector<struct WarpState*> warps;
+  ShadowSpace shadow;
   std::unordered_map<uint32_t, std::pair<const char*, uint32_t>> early_names;  // of barriers not yet initialised
   bool declared = false;  // some region was declared: undeclared shared memory is out of bounds
 };
@@ -78,6 +94,7 @@ struct WarpState : Warp {
   uint64_t groups = 0;  // committed so far
   int registers = 0;
   Site registers_site;
+  WarpClocks clocks;
 };
 
 // A bulk load, from issue to its landing.
@@ -94,10 +111,18 @@ struct Buffer {
   uint64_t bytes;
   std::string name;
   int mode, rank;
+  ShadowSpace shadow;
 };
 
 struct Counter {
   std::vector<Thread*> waiters;
+  Clocks clocks;  // of the releases into it
+};
+
+struct SiteEntry {
+  const char* what;
+  Site site;
+  WatchCopy watch;
 };
 
 struct Engine {
@@ -121,6 +146,16 @@ struct Engine {
   uint64_t decisions = 0;  // of the scheduler
   bool stopped = false;
   bool deadlocked = false;
+
+  // Detectors.
+  bool races = false, uninitialised = false, parity = false;
+  std::vector<SiteEntry> sites;
+  std::unordered_map<uint64_t, uint32_t> site_indices;
+  uint64_t last_site_key = 0;
+  uint32_t last_site_index = 0;
+  std::unordered_set<uint64_t> reported_pairs;
+  std::vector<std::vector<Access>> more_accesses;
+  std::vector<uint32_t> free_lists;
 
   std::string report;
   tk_emu_stats stats{};
@@ -154,6 +189,7 @@ void wake_counter(const void* p);
 
 // memory.cpp
 void smem_range(CtaState* cta, uint32_t addr, uint32_t bytes, uint32_t align, const char* what, Site site);
+const Buffer* buffer_of(const void* p);
 const Buffer* global_range(const void* p, uint64_t bytes, uint32_t align, bool write, const char* what,
                            Site site);
 std::string smem_name(CtaState* cta, uint32_t addr);

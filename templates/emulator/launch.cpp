@@ -75,6 +75,12 @@ void set_up_ctas(Engine& e) {
   }
 }
 
+void set_up_shadow(Engine& e) {
+  for (CtaState& c : e.ctas) c.shadow.resize(c.smem_bytes, false);
+  for (Buffer& b : e.buffers)  // nothing can go wrong in memory that nobody writes
+    if (b.mode != TK_EMU_READ_ONLY) b.shadow.resize(b.bytes, b.mode == TK_EMU_INITIALISED);
+}
+
 char* set_up_threads(Engine& e, size_t& bytes) {
   const size_t n = e.warps.size() * kLanes;
   const size_t each = kStack + 2 * kPage;
@@ -136,14 +142,18 @@ int launch(const tk_emu_options& options, const void* params, uint64_t params_by
   for (int i = 0; i < 8; i++) random_bits();
   for (int i = 0; i < n_buffers; i++) {
     const tk_emu_buffer& b = buffers[i];
-    if (b.bytes) e.buffers.push_back({reinterpret_cast<uintptr_t>(b.ptr), b.bytes, b.name, b.mode, b.rank});
+    if (b.bytes) e.buffers.push_back({reinterpret_cast<uintptr_t>(b.ptr), b.bytes, b.name, b.mode, b.rank, {}});
   }
   std::sort(e.buffers.begin(), e.buffers.end(), [](const Buffer& a, const Buffer& b) { return a.lo < b.lo; });
   for (uint32_t r = 0; r < options.ranks; r++) e.params.push_back(static_cast<const char*>(params) + r * params_bytes);
   for (Window& w : window) w = {};
   preempt_on = options.preempt > 0;
-  shadow_on = false;
+  e.races = options.detect & TK_EMU_DETECT_RACES;
+  e.uninitialised = options.detect & TK_EMU_DETECT_UNINIT;
+  e.parity = options.detect & TK_EMU_DETECT_PARITY;
+  shadow_on = e.races || e.uninitialised;
   set_up_ctas(e);
+  if (shadow_on) set_up_shadow(e);
   size_t arena_bytes = 0;
   char* arena = set_up_threads(e, arena_bytes);
   if (!arena) {

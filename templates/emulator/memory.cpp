@@ -83,7 +83,7 @@ void smem_slow(uint32_t addr, uint32_t bytes, const char* what, Site site) {
 
 // ---- global memory ------------------------------------------------------------------------------------
 
-static const Buffer* buffer_of(const void* p) {
+const Buffer* buffer_of(const void* p) {
   const uintptr_t a = reinterpret_cast<uintptr_t>(p);
   const std::vector<Buffer>& all = engine->buffers;
   auto it = std::upper_bound(all.begin(), all.end(), a, [](uintptr_t v, const Buffer& b) { return v < b.lo; });
@@ -134,8 +134,5 @@ void global_slow(WindowKind kind, const void* p, uint32_t bytes, const char* wha
   const Buffer* b = global_range(p, bytes, align, kind == kWriteWindow, what, site);
   window[kind] = {b->lo, b->bytes};
 }
-
-void shadow_smem(uint32_t, uint32_t, bool, const char*, Site) {}
-void shadow_global(const void*, uint32_t, bool, const char*, Site) {}
 
 }  // namespace tk_emu

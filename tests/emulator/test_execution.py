@@ -83,7 +83,7 @@ def test_counts_per_role() -> None:
     assert roles["storer"]["counter_signal"] == chain.n_ops * chain.tiles
 
 
-def run_sync(grid: int, base: int, rounds: int, config: tuple[int, int, int], seed: int):
+def run_sync(grid: int, base: int, rounds: int, config: tuple[int, int, int], seed: int, detect: int = 0):
     counters, values = aligned((grid + 1) * 128), aligned(grid * 4)
     out, status = aligned(grid * 512), aligned(256)
     counters.view(np.uint32)[:] = base % 2**32
@@ -93,7 +93,7 @@ def run_sync(grid: int, base: int, rounds: int, config: tuple[int, int, int], se
     )
     buffers = [Buffer("counters", counters), Buffer("values", values), Buffer("out", out, UNINITIALISED)]
     schedule, landing, preempt = config
-    options = LaunchOptions(grid, 160, 512, schedule=schedule, landing=landing, preempt=preempt, seed=seed)
+    options = LaunchOptions(grid, 160, 512, schedule, landing, detect, preempt, seed)
     result = library("sync").launch(params, [*buffers, Buffer("status", status)], options)
     return result, values.view(np.uint32), out.view(np.uint32).reshape(grid, 4, 32)
 

@@ -26,7 +26,7 @@ from tilecc.runtime.devices.emu_lib import LaunchResult
 
 
 def run_misuse(
-    mode: int, config: tuple[int, int, int] = CONFIGS[0], seed: int = 0
+    mode: int, config: tuple[int, int, int] = CONFIGS[0], seed: int = 0, detect: int = 0
 ) -> tuple[LaunchResult, np.ndarray]:
     source, out, counter, status = aligned(256), aligned(256), aligned(128), aligned(256)
     params = struct.pack("4QI4x", *(b.ctypes.data for b in (source, out, counter, status)), mode)
@@ -37,7 +37,7 @@ def run_misuse(
         Buffer("status", status),
     ]
     schedule, landing, preempt = config
-    options = LaunchOptions(1, 64, 1024, schedule, landing, 0, preempt, seed, max_switches=200_000)
+    options = LaunchOptions(1, 64, 1024, schedule, landing, detect, preempt, seed, max_switches=200_000)
     return library("misuse").launch(params, buffers, options), status.view(np.uint32)
 
 
