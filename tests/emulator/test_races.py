@@ -1,4 +1,4 @@
-"""The detectors: injected mistakes are reported in every seed with the right class, harmless edits in none."""
+"""The detectors: injected mistakes are reported in every seed with their class, harmless edits in none."""
 
 from __future__ import annotations
 
