@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 ROUND_ROBIN, RANDOM, PCT = 0, 1, 2
 LAND_AT_ONCE, LAND_RANDOM, LAND_LAST = 0, 1, 2
 READ_ONLY, UNINITIALISED, INITIALISED = 0, 1, 2
@@ -48,6 +48,8 @@ class _Options(ctypes.Structure):
         ("max_switches", ctypes.c_uint64),
         ("ranks", ctypes.c_uint32),
         ("max_findings", ctypes.c_uint32),
+        ("cluster", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
     )
 
 
@@ -82,7 +84,8 @@ class _Stats(ctypes.Structure):
 @dataclass(frozen=True)
 class LaunchOptions:
     """One run. ``grid`` counts CTAs per rank; ``preempt`` is the chance in percent that a primitive gives the
-    processor to another warp; ``max_switches`` bounds the thread switches (0: no bound)."""
+    processor to another warp; ``max_switches`` bounds the thread switches (0: no bound);
+    ``cluster`` CTAs form a cluster and must divide ``grid``."""
 
     grid: int
     threads: int
@@ -95,6 +98,7 @@ class LaunchOptions:
     max_switches: int = 0
     ranks: int = 1
     max_findings: int = 20
+    cluster: int = 1
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 #pragma once
 #include <stdint.h>
 
-#define TK_EMU_ABI_VERSION 1u
+#define TK_EMU_ABI_VERSION 2u
 #define TK_EMU_MAX_COUNTS 32
 #define TK_EMU_MAX_ROLES 16
 
@@ -26,6 +26,8 @@ struct tk_emu_options {
   uint64_t max_switches;  // 0 = no limit
   uint32_t ranks;     // params of rank r start at params + r * params_bytes
   uint32_t max_findings;
+  uint32_t cluster;   // CTAs per cluster, 0 = 1; divides grid
+  uint32_t reserved;
 };
 
 struct tk_emu_buffer {

@@ -5,13 +5,17 @@
 
 namespace tk_emu {
 
+uint32_t new_agent() { return static_cast<uint32_t>(4 * engine->warps.size()) + engine->agents++; }
+
 static void land(size_t i) {
   Engine& e = *engine;
-  const Load load = e.loads[i];
-  e.loads[i] = e.loads.back();
+  const Load load = std::move(e.loads[i]);
+  if (i + 1 < e.loads.size()) e.loads[i] = std::move(e.loads.back());
   e.loads.pop_back();
   e.stats.landings++;
-  memcpy(load.cta->smem + (load.dst - kSmemBase), load.src, load.bytes);
+  uint8_t* to = load.cta->smem + (load.dst - kSmemBase);
+  if (load.fill) load.fill(to);
+  else memcpy(to, load.src, load.bytes);
   complete_tx(load.bar, load.bytes, load.site);
 }
 
@@ -37,7 +41,7 @@ void bulk_g2s(uint32_t dst, const void* src, uint32_t bytes, uint32_t bar, Site 
     shadow_async_global(src, bytes, false, by, "bulk_g2s", site);
   }
   memset(cta->smem + (dst - kSmemBase), 0xff, bytes);  // nobody may read it before it lands
-  engine->loads.push_back({cta, dst, bytes, static_cast<const uint8_t*>(src), m, site});
+  engine->loads.push_back({cta, dst, bytes, static_cast<const uint8_t*>(src), m, site, {}});
   if (engine->options.landing == TK_EMU_LAND_AT_ONCE) land(engine->loads.size() - 1);
 }
 
@@ -52,7 +56,8 @@ static void write_target(CtaState* cta, Store& s) {
   if (s.written) return;
   read_source(cta, s);
   s.written = true;
-  memcpy(s.dst, s.data.data(), s.bytes);
+  if (s.write) s.write(s.data.data());
+  else memcpy(s.dst, s.data.data(), s.bytes);
   engine->stats.landings++;
 }
 
@@ -65,7 +70,7 @@ void bulk_s2g(void* dst, uint32_t src, uint32_t bytes, Site site) {
     fatal("TC0905", text("%s: bulk_s2g of %u bytes; the size must be a multiple of 16", who_now().c_str(), bytes), site);
   smem_range(cta, src, bytes, 16, "bulk_s2g source", site);
   global_range(dst, bytes, 16, true, "bulk_s2g destination", site);
-  Store s{static_cast<uint8_t*>(dst), src, bytes, 0, false, false, {}, site};
+  Store s{static_cast<uint8_t*>(dst), src, bytes, 0, false, false, {}, site, {}};
   // The hardware may read and write at any moment from now to the wait: at once, at random, or last.
   const uint32_t landing = engine->options.landing;
   const uint64_t moment = landing == TK_EMU_LAND_RANDOM ? random_bits() % 3 : 0;

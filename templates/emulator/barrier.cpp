@@ -29,7 +29,7 @@ void mbar_init(uint32_t bar, uint32_t count, Site site) {
   m->count = m->pending = count;
   m->id = static_cast<uint32_t>(engine->barriers.size());
   m->site = site;
-  m->agent = static_cast<uint32_t>(4 * engine->warps.size()) + m->id;
+  m->agent = new_agent();
   cta->granule[o >> 3] = static_cast<uint16_t>(kBarrierId + cta->barriers.size());
   auto early = cta->early_names.find(bar);
   if (early != cta->early_names.end()) m->name = early->second.first, m->index = early->second.second;

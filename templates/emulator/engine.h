@@ -3,6 +3,8 @@
 #pragma once
 #include <stdarg.h>
 
+#include <functional>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -17,6 +19,15 @@ namespace tk_emu {
 
 enum class Wait : uint8_t { kNone, kMbarrier, kCounter, kWord, kNamedBarrier, kDone };
 
+// A cp_async, from issue to the wait that guarantees it.
+struct ThreadCopy {
+  uint32_t dst, bytes;  // bytes read; the rest of 16 is zero
+  const uint8_t* src;
+  uint64_t group;       // 0 while not committed
+  bool landed;
+  Site site;
+};
+
 struct Thread : Fiber {
   Wait wait = Wait::kNone;
   const void* object = nullptr;  // MBarrier, counter or word
@@ -24,6 +35,8 @@ struct Thread : Fiber {
   Site site;
   WatchCopy watch;
   char* stack_low = nullptr;
+  std::vector<ThreadCopy> copies;  // cp_async, oldest first
+  uint64_t copy_groups = 0;               // committed so far
 };
 
 // Lanes of a warp that waited for a phase, at one time of the warp.
@@ -72,7 +85,15 @@ struct CtaState : Cta {
   std::vector<struct WarpState*> warps;
   ShadowSpace shadow;
   std::unordered_map<uint32_t, std::pair<const char*, uint32_t>> early_names;  // of barriers not yet initialised
+  struct ClusterState* cluster = nullptr;
+  uint32_t exited_warps = 0;
   bool declared = false;  // some region was declared: undeclared shared memory is out of bounds
+};
+
+// CTAs that reach each other's shared memory.
+struct ClusterState {
+  std::vector<CtaState*> ctas;
+  NamedBarrier barrier;  // of cluster_sync
 };
 
 // A bulk store, from issue to the wait that guarantees it.
@@ -83,6 +104,7 @@ struct Store {
   bool read = false, written = false;
   std::vector<uint8_t> data;
   Site site;
+  std::function<void(const uint8_t* data)> write;  // a reduction or a tensor; empty: a plain copy to dst
 };
 
 struct WarpState : Warp {
@@ -95,6 +117,7 @@ struct WarpState : Warp {
   int registers = 0;
   Site registers_site;
   WarpClocks clocks;
+  std::shared_ptr<struct WgmmaState> wgmma;  // wgmma.cpp; null until the first
 };
 
 // A bulk load, from issue to its landing.
@@ -104,6 +127,7 @@ struct Load {
   const uint8_t* src;
   MBarrier* bar;
   Site site;
+  std::function<void(uint8_t* to)> fill;  // a tensor: writes the box; empty: a plain copy from src
 };
 
 struct Buffer {
@@ -130,7 +154,9 @@ struct Engine {
   std::vector<Thread> threads;
   std::vector<WarpState> warps;
   std::vector<CtaState> ctas;
+  std::vector<ClusterState> clusters;
   std::vector<MBarrier*> barriers;
+  uint32_t agents = 0;  // numbers given to asynchronous agents beyond those of the warps
   std::vector<Load> loads;
   std::vector<Buffer> buffers;  // sorted by address
   std::unordered_map<const void*, Counter> counters;
@@ -179,6 +205,7 @@ void run_all();
 void thread_main();
 
 // async.cpp
+uint32_t new_agent();            // number of a further asynchronous agent of the race detector
 bool land_one();                 // lands a pending load; false if there is none
 void check_exit(WarpState* warp);
 

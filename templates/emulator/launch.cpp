@@ -42,6 +42,8 @@ std::string bad_arguments(const tk_emu_options& o, uint64_t params_bytes) {
                 tk_emu_kernel_params_bytes);
   if (!o.grid || !o.ranks || !o.threads || o.threads % 32 || o.threads > 1024)
     return text("cannot launch %u ranks of %u CTAs of %u threads", o.ranks, o.grid, o.threads);
+  if (o.cluster > 16 || (o.cluster > 1 && o.grid % o.cluster))
+    return text("clusters of %u CTAs in a grid of %u; at most 16, and the grid must be a multiple", o.cluster, o.grid);
   if (o.smem_bytes > 232448 || o.smem_bytes % 16)
     return text("%u bytes of shared memory; at most 232448 and a multiple of 16", o.smem_bytes);
   if (o.schedule > TK_EMU_PCT || o.landing > TK_EMU_LAND_LAST || o.preempt > 100)
@@ -72,6 +74,15 @@ void set_up_ctas(Engine& e) {
       warp.priority = random_bits();
       c.warps.push_back(&warp);
     }
+  }
+  const uint32_t size = e.options.cluster ? e.options.cluster : 1;
+  e.clusters.resize(e.ctas.size() / size);
+  for (size_t i = 0; i < e.ctas.size(); i++) {
+    CtaState& c = e.ctas[i];
+    c.cluster = &e.clusters[i / size];
+    c.cluster_rank = static_cast<uint32_t>(i % size);
+    c.cluster_size = size;
+    c.cluster->ctas.push_back(&c);
   }
 }
 

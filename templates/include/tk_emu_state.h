@@ -35,6 +35,8 @@ struct Cta {
   uint32_t index = 0;              // blockIdx.x within its rank
   uint32_t rank = 0;
   uint32_t number = 0;             // over all ranks
+  uint32_t cluster_rank = 0;       // within its cluster
+  uint32_t cluster_size = 1;
 };
 constexpr uint16_t kBarrierId = 0x8000;
 
