@@ -27,6 +27,12 @@ LAND_AT_ONCE, LAND_RANDOM, LAND_LAST = 0, 1, 2
 READ_ONLY, UNINITIALISED, INITIALISED = 0, 1, 2
 DETECT_RACES, DETECT_UNINIT, DETECT_PARITY, DETECT_BANKS = 1, 2, 4, 8
 DETECT_ALL = DETECT_RACES | DETECT_UNINIT | DETECT_PARITY | DETECT_BANKS
+DETECTORS = {
+    "races": DETECT_RACES,
+    "uninit": DETECT_UNINIT,
+    "parity": DETECT_PARITY,
+    "banks": DETECT_BANKS,
+}
 SCHEDULES = {"round_robin": ROUND_ROBIN, "random": RANDOM, "pct": PCT}
 LANDINGS = {"at_once": LAND_AT_ONCE, "random": LAND_RANDOM, "last": LAND_LAST}
 
@@ -121,13 +127,37 @@ class Buffer:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A place in the kernel's text. ``file`` is relative to the package (``kernels/NAME.cu``,
+    ``include/op_gemv.cuh``); ``text`` says what happens there."""
+
+    file: str
+    line: int
+    column: int
+    text: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True)
 class Finding:
-    """One ``error[TC....]`` of a report: message, first place ``file:line:col`` and the lines that follow."""
+    """One ``error[TC....]`` of a report.
+
+    ``place`` is the first place as ``file:line:col`` ("" if the finding has none), ``where`` the same in
+    parts; ``others`` are the further places (the other access of a race, every waiter of a deadlock);
+    ``notes`` are the lines that follow the message, the ones with places included.
+    """
 
     code: str
     message: str
     place: str
     notes: tuple[str, ...]
+    others: tuple[Place, ...] = ()
+
+    @property
+    def where(self) -> Place | None:
+        return place_of(self.place, self.message) if self.place else None
 
 
 @dataclass(frozen=True)
@@ -209,6 +239,16 @@ class EmulatorLibrary:
 
 
 _HEAD = re.compile(r"^error\[(TC\d{4})\]: (.*)$")
+_PLACE = re.compile(r"^(?:(?P<text>.*?),? at )?(?P<file>\S+\.(?:cu|cuh|h)):(?P<line>\d+):(?P<column>\d+)$")
+
+
+def place_of(text: str, label: str = "") -> Place | None:
+    """Parse ``[words at ]file:line:col``; None if the text does not end in a place."""
+    found = _PLACE.match(text)
+    if found is None:
+        return None
+    words = label or found["text"] or ""
+    return Place(found["file"], int(found["line"]), int(found["column"]), words)
 
 
 def parse_report(report: str) -> list[Finding]:
@@ -219,7 +259,8 @@ def parse_report(report: str) -> list[Finding]:
 
     def close() -> None:
         if code:
-            found.append(Finding(code, message, place, tuple(notes)))
+            places = (place_of(n.removeprefix("note: ").removeprefix("waits: ")) for n in notes)
+            found.append(Finding(code, message, place, tuple(notes), tuple(p for p in places if p)))
 
     for line in report.splitlines():
         head = _HEAD.match(line)

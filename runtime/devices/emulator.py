@@ -6,6 +6,7 @@ registered with the emulator under its name, so that an access outside of them i
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilecc.build.emulator import build_emulator_kernel
-from tilecc.diag import TileccError, error
+from tilecc.diag import Diagnostic, Span, TileccError, error
 from tilecc.diag.model import nearest
 from tilecc.package import Manifest, Region
 from tilecc.runtime.abi import MAX_ROWS, STATUS_WORDS, STEP, Params
@@ -29,8 +30,28 @@ _MODES = {"read": emu_lib.READ_ONLY, "state": emu_lib.INITIALISED, "scratch": em
 _SHOWN_LINES = 40
 
 
+class KernelFault(TileccError):
+    """TC0404 of the emulator: ``result`` is the launch with its findings as values.
+
+    ``findings`` are the same as diagnostics that point into the package's own files.
+    """
+
+    def __init__(self, diagnostic: Diagnostic, result: emu_lib.LaunchResult, package: Path) -> None:
+        super().__init__(diagnostic)
+        self.result = result
+        self.package = package
+
+    @property
+    def findings(self) -> list[Diagnostic]:
+        return [diagnostic_of(f, self.package) for f in self.result.findings]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (KernelFault, (self.diagnostics[0], self.result, self.package))
+
+
 class EmulatorDevice:
-    """One emulated GPU. ``last_report`` is the text of the last run's findings."""
+    """One emulated GPU. ``last_result`` is the last launch: status, findings, counts; ``last_report`` the
+    text of its findings."""
 
     name = "emulator"
     note = "emulator: modelled device, not a GPU timing"
@@ -54,6 +75,33 @@ class EmulatorDevice:
         schedule 10); ``detect``: flags of emu_lib. Raises TC0407 for values outside these, TC0503, TC0504
         from the C++ compiler.
         """
+        self.grid = grid if grid is not None else min(manifest.default_grid, DEFAULT_GRID)
+        if not 1 <= self.grid <= MAX_GRID:
+            raise error("TC0407", f"a grid of {self.grid} CTAs", note=f"the emulator runs 1 to {MAX_GRID}")
+        library = build_emulator_kernel(package / manifest.source, package / "include", manifest.name)
+        self._library = emu_lib.EmulatorLibrary(library)
+        self._options = emu_lib.LaunchOptions(
+            grid=self.grid,
+            threads=manifest.threads,
+            smem_bytes=manifest.smem_bytes,
+        )
+        self.configure(seed=seed, schedule=schedule, landing=landing, detect=detect, preempt=preempt)
+        self._package = package
+        self._vocab = manifest.vocab
+        self._status = emu_lib.aligned(STATUS_WORDS * 4)
+        self.last_report = ""
+        self.last_result: emu_lib.LaunchResult | None = None
+
+    def configure(
+        self,
+        *,
+        seed: int,
+        schedule: str = "round_robin",
+        landing: str = "at_once",
+        detect: int = 0,
+        preempt: int | None = None,
+    ) -> None:
+        """Set how the launches from now on are scheduled and watched; arguments as of the constructor."""
         for value, known, what in (
             (schedule, emu_lib.SCHEDULES, "schedule"),
             (landing, emu_lib.LANDINGS, "landing"),
@@ -65,24 +113,16 @@ class EmulatorDevice:
                     note=", ".join(known),
                     help=nearest(value, known),
                 )
-        self.grid = grid if grid is not None else min(manifest.default_grid, DEFAULT_GRID)
-        if not 1 <= self.grid <= MAX_GRID:
-            raise error("TC0407", f"a grid of {self.grid} CTAs", note=f"the emulator runs 1 to {MAX_GRID}")
-        library = build_emulator_kernel(package / manifest.source, package / "include", manifest.name)
-        self._library = emu_lib.EmulatorLibrary(library)
-        self._options = emu_lib.LaunchOptions(
-            grid=self.grid,
-            threads=manifest.threads,
-            smem_bytes=manifest.smem_bytes,
+        if preempt is not None and not 0 <= preempt <= 100:
+            raise error("TC0407", f"a preemption of {preempt} %", note="0 to 100 percent of the primitives")
+        self._options = dataclasses.replace(
+            self._options,
             schedule=emu_lib.SCHEDULES[schedule],
             landing=emu_lib.LANDINGS[landing],
             detect=detect,
             preempt=preempt if preempt is not None else (0 if schedule == "round_robin" else 10),
             seed=seed,
         )
-        self._vocab = manifest.vocab
-        self._status = emu_lib.aligned(STATUS_WORDS * 4)
-        self.last_report = ""
 
     def host_array(self, nbytes: int) -> Bytes:
         return emu_lib.aligned(nbytes)
@@ -140,9 +180,10 @@ class EmulatorDevice:
             flags=launch.flags,
         )
         result = self._library.launch(bytes(params), parts, self._options)
+        self.last_result = result
         self.last_report = result.report
         if not result.ok:
-            raise _stopped(result)
+            raise _stopped(result, self._package)
         stats = result.stats
         own: Stats = {
             "switches": stats.switches,
@@ -174,7 +215,35 @@ def _address(buffer: Buffer) -> int:
     return int(buffer.handle.ctypes.data)
 
 
-def _stopped(result: emu_lib.LaunchResult) -> TileccError:
+def diagnostic_of(finding: emu_lib.Finding, package: Path) -> Diagnostic:
+    """A finding as a diagnostic: places become spans in the package's files, so that their lines are shown.
+
+    Of several waiters at one line the first is shown, with the number of the others.
+    """
+
+    def span(place: emu_lib.Place, label: str) -> Span:
+        own = package / place.file
+        return Span(str(own) if own.is_file() else place.file, place.line, place.column, label)
+
+    by_line: dict[tuple[str, int, int], list[emu_lib.Place]] = {}
+    for place in finding.others:
+        by_line.setdefault((place.file, place.line, place.column), []).append(place)
+    secondary = []
+    for places in by_line.values():
+        more = f" (and {len(places) - 1} more here)" if len(places) > 1 else ""
+        secondary.append(span(places[0], places[0].text + more))
+    notes = [n for n in finding.notes if emu_lib.place_of(n) is None]
+    where = finding.where
+    return Diagnostic(
+        finding.code,
+        finding.message,
+        span(where, "") if where else None,
+        tuple(n.removeprefix("note: ") for n in notes),
+        secondary=tuple(secondary),
+    )
+
+
+def _stopped(result: emu_lib.LaunchResult, package: Path) -> KernelFault:
     what = {
         1: "the emulator found a fault in the kernel",
         2: "deadlock: the kernel stopped without finishing",
@@ -184,6 +253,6 @@ def _stopped(result: emu_lib.LaunchResult) -> TileccError:
     shown = lines[:_SHOWN_LINES]
     if len(lines) > len(shown):
         shown.append(f"... and {len(lines) - len(shown)} more lines")
-    return error(
-        "TC0404", what, note="\n".join(shown), help="report this with the package; the prompt is not at fault"
-    )
+    fix = "report this with the package; the prompt is not at fault"
+    stopped = Diagnostic("TC0404", what, notes=("\n".join(shown),), help=(fix,))
+    return KernelFault(stopped, result, package)

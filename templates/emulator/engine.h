@@ -28,6 +28,9 @@ struct ThreadCopy {
   Site site;
 };
 
+// What the runtime itself may need of a thread's stack, to report that it is nearly used up.
+constexpr ptrdiff_t kStackReserve = 8 << 10;
+
 struct Thread : Fiber {
   Wait wait = Wait::kNone;
   const void* object = nullptr;  // MBarrier, counter or word

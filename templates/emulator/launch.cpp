@@ -25,9 +25,9 @@ void name_op(uint32_t id, const char* name) {
 namespace {
 
 #if defined(__SANITIZE_ADDRESS__) || !defined(__OPTIMIZE__)
-constexpr size_t kStack = 256 << 10;
+constexpr size_t kStack = (256 << 10) + kStackReserve;
 #else
-constexpr size_t kStack = 64 << 10;
+constexpr size_t kStack = (64 << 10) + kStackReserve;
 #endif
 constexpr size_t kPage = 4096;
 constexpr size_t kGuardedThreads = 16384;  // a guard page costs two mappings; the kernel allows 65530

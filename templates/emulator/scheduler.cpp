@@ -144,7 +144,7 @@ void add_to_ready(Warp* warp) { ready_warp(static_cast<WarpState*>(warp)); }
 void block(Wait kind, const void* object, uint32_t expected, const tk::Watch* watch, Site site) {
   Thread* t = self();
   char here;
-  if (&here - t->stack_low < 4096)
+  if (&here - t->stack_low < kStackReserve)
     fatal("TC0917", text("%s used up its emulated stack", who_now().c_str()), site);
   t->wait = kind;
   t->object = object;

@@ -36,7 +36,12 @@ def strings_with_codes(files: list[Path]) -> set[str]:
 SOURCES = [
     f for f in python_files("tilecc", "runtime", "models", "schedules") if not f.name.startswith("codes_")
 ]
-RAISED = strings_with_codes(SOURCES)
+EMULATOR = sorted((ROOT / "templates" / "emulator").glob("*.cpp"))
+"""The emulator raises its codes in C++."""
+
+RAISED = strings_with_codes(SOURCES) | {
+    code for file in EMULATOR for code in re.findall(r"\bTC09[0-9]{2}\b", file.read_text(encoding="utf-8"))
+}
 TESTED = strings_with_codes([f for f in python_files("tests") if f.name not in HERE])
 
 

@@ -73,7 +73,9 @@ def build_emulator_kernel(
     library_flags = (*COMMON_FLAGS, *flags)
     headers = sorted(p for p in include.iterdir() if p.suffix in (".h", ".cuh"))
     runtime = _runtime_objects(include, library_flags)
-    key = _digest([source, *headers], [*library_flags, compiler()[1], runtime[0].parent.name])
+    # Reports name places relative to the package, wherever the library in the cache was first built from.
+    folders = {str(source.parent): source.parent.name, str(include): include.name}
+    key = _digest([source, *headers], [*library_flags, compiler()[1], runtime[0].parent.name, *folders.values()])
     out = cache_dir() / "emulator" / f"{name}-{key}.so"
     if out.exists():
         return out
@@ -82,6 +84,7 @@ def build_emulator_kernel(
         library = Path(work) / out.name
         # The dialect of the kernel is CUDA, but the host compiler must take it as C++.
         command = [compiler()[0], *library_flags, f"-I{include}", "-shared", "-x", "c++", str(source)]
+        command += [f"-fmacro-prefix-map={path}={name}" for path, name in folders.items()]
         command += ["-x", "none", *map(str, runtime), "-o", str(library)]
         _run(command, source)
         os.replace(library, out)
