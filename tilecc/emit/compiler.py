@@ -106,21 +106,39 @@ def compile_model(
     if stop_after == "cuda":
         return result()
     with _timed(seconds, "package"):
-        image, image_bytes = lay_out(image_entry(w) for w in program.weights)
-        tables = build_tables(program, image)
-        manifest = Manifest(
-            name=program.name, model_file=model_file.name, target=target, tilecc_version=__version__,
-            config=config if config is not None else model_config(model_file), kernel=symbol(program),
-            source=f"kernels/{program.name}.cu", threads=program.threads, smem_bytes=smem_bytes(program),
-            default_grid=grid or machine.sms, max_context=max_context, max_seqs=max_seqs, vocab=program.vocab,
-            hidden=program.hidden, image_bytes=image_bytes, image=image,
-            workspace_bytes=program.workspace_bytes,
-            workspace=[Region(r.name, r.offset, r.nbytes, "zero") for r in program.workspace],
-            kv_bytes=program.kv_bytes,
-            tables_bytes=len(tables), decisions=[dataclasses.asdict(d) for d in ctx.decisions],
+        manifest = package_program(
+            program, ctx, texts, out,
+            model_file=model_file.name, config=config if config is not None else model_config(model_file),
+            grid=grid,
         )  # fmt: skip
-        write_package(out, manifest, program, tables, texts)
     return result(manifest)
+
+
+def package_program(
+    program: Program,
+    ctx: PassContext,
+    texts: dict[str, str],
+    out: Path,
+    *,
+    model_file: str,
+    config: dict[str, Any],
+    grid: int | None = None,
+) -> Manifest:
+    """Write the package of a Program whose kernel text is `texts["step.cu"]`; return its manifest."""
+    image, image_bytes = lay_out(image_entry(w) for w in program.weights)
+    tables = build_tables(program, image)
+    manifest = Manifest(
+        name=program.name, model_file=model_file, target=ctx.target.name, tilecc_version=__version__,
+        config=config, kernel=symbol(program), source=f"kernels/{program.name}.cu", threads=program.threads,
+        smem_bytes=smem_bytes(program), default_grid=grid or ctx.target.sms, max_context=ctx.max_context,
+        max_seqs=ctx.max_seqs, vocab=program.vocab, hidden=program.hidden, image_bytes=image_bytes,
+        image=image, workspace_bytes=program.workspace_bytes,
+        workspace=[Region(r.name, r.offset, r.nbytes, "zero") for r in program.workspace],
+        kv_bytes=program.kv_bytes, tables_bytes=len(tables),
+        decisions=[dataclasses.asdict(d) for d in ctx.decisions],
+    )  # fmt: skip
+    write_package(out, manifest, program, tables, texts)
+    return manifest
 
 
 def image_entry(weight: Weight) -> ImageEntry:

@@ -1,0 +1,119 @@
+"""Runs a package's kernel with chosen workspace contents: no checkpoint, no session, no tokens.
+
+For tests and benchmarks of single ops. The order of activations in device memory is that of MMA fragments
+(templates/include/op_common.cuh): per k16 step and lane 4 n + t, columns 2t, 2t + 1, 2t + 8, 2t + 9 of row n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilecc.package import Manifest
+from tilecc.runtime.abi import MAX_ROWS, STEP, pack_steps
+from tilecc.runtime.devices.base import Buffer, Bytes, Device, Launch, Stats
+
+BLOCK_COLS = 128
+
+
+def to_fragments(x: NDArray[Any]) -> NDArray[Any]:
+    """Activations [8, K] of any dtype, in fragment order: flat, K padded to a multiple of 128 with zeros."""
+    rows, cols = x.shape
+    padded = np.zeros((MAX_ROWS, -(-cols // BLOCK_COLS) * BLOCK_COLS), x.dtype)
+    padded[:rows, :cols] = x
+    steps = padded.reshape(MAX_ROWS, -1, 2, 4, 2)  # row, step, half, t, element
+    return np.ascontiguousarray(steps.transpose(1, 0, 3, 2, 4)).reshape(-1)
+
+
+def from_fragments(flat: NDArray[Any], cols: int) -> NDArray[Any]:
+    """The inverse: [..., 8, cols] of [..., padded cols * 8]."""
+    steps = flat.reshape(*flat.shape[:-1], -1, MAX_ROWS, 4, 2, 2)  # step, row, t, half, element
+    lead = tuple(range(flat.ndim - 1))
+    n = len(lead)
+    x = steps.transpose(*lead, n + 1, n, n + 3, n + 2, n + 4)
+    return np.ascontiguousarray(x).reshape(*flat.shape[:-1], MAX_ROWS, -1)[..., :cols]
+
+
+@dataclass
+class BareKernel:
+    """A package opened on a device with its weight image; every `run` starts from a zeroed workspace."""
+
+    manifest: Manifest
+    device: Device
+    image: Buffer
+    tables: Buffer
+
+    @classmethod
+    def open(cls, package: Path, device: Device, image: Bytes) -> BareKernel:
+        """Upload the image (u8[image_bytes]) and the op table of the package directory."""
+        manifest = Manifest.load(package)
+        tables = np.frombuffer((package / manifest.tables).read_bytes(), np.uint8)
+        return cls(manifest, device, device.upload("image", image), device.upload("tables", tables))
+
+    def run(
+        self, regions: Mapping[str, NDArray[Any]], rows: int = MAX_ROWS, steps: int = 1, logits: bool = False
+    ) -> BareResult:
+        """Write `regions` (raw contents from each region's start), run `steps` steps of `rows` rows in one
+        launch, and return what the workspace holds then.
+
+        Raises KeyError for a region that the package lacks, ValueError for contents larger than the region,
+        TC0404 when the kernel does not finish.
+        """
+        m, device = self.manifest, self.device
+        space = np.zeros(m.workspace_bytes, np.uint8)
+        places = {r.name: r for r in m.workspace}
+        for name, values in regions.items():
+            raw = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
+            place = places[name]
+            if raw.size > place.nbytes:
+                raise ValueError(f"{raw.size} bytes do not fit region {name} of {place.nbytes}")
+            space[place.offset : place.offset + raw.size] = raw
+        workspace = device.alloc_zeroed("workspace", m.workspace_bytes, regions=tuple(m.workspace))
+        device.write(workspace, space)
+        table = device.alloc_zeroed("steps", steps * STEP.itemsize, "read")
+        device.write(
+            table,
+            pack_steps([[(0, s % m.max_context, i % m.max_seqs) for i in range(rows)] for s in range(steps)]),
+        )
+        out = device.alloc_zeroed("logits", steps * MAX_ROWS * m.vocab * 4, "scratch") if logits else None
+        stats = device.launch(
+            Launch(
+                image=self.image, tables=self.tables, kv=device.alloc_zeroed("kv", m.kv_bytes),
+                workspace=workspace,
+                steps=table, tokens_out=device.alloc_zeroed("tokens_out", steps * MAX_ROWS * 4, "scratch"),
+                logits=out, stop_ids=device.alloc_zeroed("stop_ids", 16, "read"), n_steps=steps, n_stop=0,
+            )
+        )  # fmt: skip
+        after = device.download(workspace, np.uint8, m.workspace_bytes)
+        parts = {r.name: after[r.offset : r.offset + r.nbytes].copy() for r in m.workspace}
+        values = None
+        if out is not None:
+            count = steps * MAX_ROWS * m.vocab
+            values = device.download(out, np.float32, count).reshape(steps, MAX_ROWS, m.vocab)[:, :rows]
+        return BareResult(parts, values, stats)
+
+
+@dataclass(frozen=True)
+class BareResult:
+    """Contents of the workspace regions (bytes), the logits f32 [steps, rows, vocab] if asked for, and the
+    counts of the device."""
+
+    regions: dict[str, Bytes]
+    logits: NDArray[np.float32] | None
+    stats: Stats
+
+    def partials(self, splits: int, cols: int) -> NDArray[np.float32]:
+        """Region `partials` as f32 [8, cols]: the splits added in ascending order in float32, as `Reduce`
+        does."""
+        padded = -(-cols // BLOCK_COLS) * BLOCK_COLS
+        flat = self.regions["partials"].view(np.float32)[: splits * padded * MAX_ROWS].reshape(splits, -1)
+        parts = from_fragments(flat, cols)
+        total = np.zeros((MAX_ROWS, cols), np.float32)
+        for part in parts:
+            total += part
+        return total

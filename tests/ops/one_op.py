@@ -1,0 +1,115 @@
+"""Weights, inputs and float64 references for packages of one op, and their emulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from tilecc.emit.single import SingleOp, SinglePackage, one_op_package
+from tilecc.runtime.bare import BareKernel, to_fragments
+from tilecc.runtime.devices.emulator import EmulatorDevice
+from tilecc.weights.formats import mxfp4_dequantize
+from tilecc.weights.image import build_image
+
+BF16 = ml_dtypes.bfloat16
+F64 = NDArray[np.float64]
+
+
+@dataclass
+class Source:
+    """A checkpoint in memory."""
+
+    tensors: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        return self.tensors[name]
+
+    def names(self) -> list[str]:
+        return list(self.tensors)
+
+    def matrix(self, name: str, format: str, rows: int, cols: int, rng: np.random.Generator) -> F64:
+        """Add a random matrix under the names of its format; return its exact values in float64.
+
+        mxfp4: uniform codes, scales 2^-3 to 2^3. fp8_block: uniform codes without NaN, scales per 128 x 128.
+        """
+        if format in ("bf16", "f32"):
+            w = rng.standard_normal((rows, cols)).astype(np.float32)
+            stored = w.astype(BF16) if format == "bf16" else w
+            self.tensors[name] = stored
+            return stored.astype(np.float64)
+        if format == "mxfp4":
+            codes = rng.integers(0, 256, (rows, cols // 2), dtype=np.uint8)
+            scale = rng.integers(124, 131, (rows, cols // 32), dtype=np.uint8)
+            self.tensors[name] = codes
+            self.tensors[name.removesuffix(".weight") + ".weight_scale"] = scale
+            return mxfp4_dequantize(codes, scale).astype(np.float64)
+        byte = rng.integers(0, 256, (rows, cols), dtype=np.uint8)
+        byte[(byte & 0x7F) == 0x7F] = 0
+        blocks = rng.uniform(0.5, 2.0, (-(-rows // 128), -(-cols // 128))).astype(np.float32)
+        self.tensors[name] = byte.view(ml_dtypes.float8_e4m3fn)
+        self.tensors[name + "_scale_inv"] = blocks
+        full = np.repeat(np.repeat(blocks.astype(np.float64), 128, 0), 128, 1)[:rows, :cols]
+        return byte.view(ml_dtypes.float8_e4m3fn).astype(np.float64) * full
+
+
+@dataclass
+class Built:
+    """A package of one op with random weights: `weights` by source name and `norm`, as float64."""
+
+    package: SinglePackage
+    image: NDArray[np.uint8]
+    weights: dict[str, F64]
+    norm: F64
+    rng: np.random.Generator
+
+    def emulator(self, grid: int = 3, **options: Any) -> BareKernel:
+        """The package on the emulator."""
+        p = self.package
+        return BareKernel.open(
+            p.directory, EmulatorDevice(p.directory, p.manifest, grid, **options), self.image
+        )
+
+    def constant(self, op_class: str, name: str) -> int:
+        return int(self.package.program.op_class(op_class).constants[name])
+
+
+def build(out: Path, op: SingleOp, seed: int = 0) -> Built:
+    """Compile the op and fill its image with random weights."""
+    package, rng = one_op_package(out, op), np.random.default_rng(seed)
+    source, weights = Source(), {}
+    norm = np.ones(0)
+    for entry in package.manifest.image:
+        if entry.kind == "norm":
+            source.tensors[entry.sources[0]] = rng.uniform(0.5, 1.5, entry.cols).astype(BF16)
+            norm = source.tensors[entry.sources[0]].astype(np.float64)
+        elif entry.kind == "f32":
+            source.tensors[entry.sources[0]] = rng.uniform(0.0, 0.1, entry.cols).astype(np.float32)
+        else:
+            rows = entry.rows // len(entry.sources)
+            for name in entry.sources:
+                for e in range(max(entry.experts, 1)):
+                    full = name.replace("{e}", str(e))
+                    weights[full] = source.matrix(full, entry.format, rows, entry.cols, rng)
+    image = np.zeros(package.manifest.image_bytes, np.uint8)
+    build_image(package.manifest, source, image)
+    return Built(package, image, weights, norm, rng)
+
+
+def norm_inputs(x: NDArray[Any], hidden: int) -> dict[str, NDArray[Any]]:
+    """Regions of a norm prologue for x bf16 [8, hidden]: x itself and its sums of squares per 64 columns."""
+    padded = np.zeros((8, -(-hidden // 64) * 64))
+    padded[:, :hidden] = x.astype(np.float64)
+    sums = (padded.reshape(8, -1, 64) ** 2).sum(axis=2).astype(np.float32)
+    return {"x": to_fragments(x), "sum_sq": np.ascontiguousarray(sums.T)}
+
+
+def normalised(x: NDArray[Any], norm: F64, eps: float = 1e-5) -> F64:
+    """round_bf16(rms_norm(x)) * w as the prologue makes it, up to the order of its sums."""
+    y = x.astype(np.float64)
+    y = y / np.sqrt((y**2).mean(axis=1, keepdims=True) + eps) * norm
+    return y.astype(np.float32).astype(BF16).astype(np.float64)
