@@ -91,7 +91,7 @@ class BareKernel:
         )  # fmt: skip
         after = device.download(workspace, np.uint8, m.workspace_bytes)
         parts = {r.name: after[r.offset : r.offset + r.nbytes].copy() for r in m.workspace}
-        values = None
+        values: NDArray[np.float32] | None = None
         if out is not None:
             count = steps * MAX_ROWS * m.vocab
             values = device.download(out, np.float32, count).reshape(steps, MAX_ROWS, m.vocab)[:, :rows]

@@ -15,7 +15,7 @@ from tilecc.runtime.devices.emu_lib import DETECT_ALL
 
 ROWS, COLS = 48, 256
 
-# Products are exact in float32 (8-bit times 8-bit mantissas); sums of COLS terms in float32, in any order, err
+# Products are exact in float32 (8-bit times 8-bit mantissas); sums of COLS float32 terms, in any order, err
 # by less than COLS * 2^-24 of the sum of magnitudes. The norm's rounding may flip one bf16 ulp of an input.
 SUMS = COLS * 2.0**-24
 FLIPS = 2.0**-8
