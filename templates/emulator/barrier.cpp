@@ -98,6 +98,7 @@ static void try_complete(MBarrier* bar) {
     std::swap(bar->done, bar->arriving);
     bar->done.seen.raise(bar->agent, static_cast<uint32_t>(bar->phase));
     bar->done.proxied.raise(bar->agent, static_cast<uint32_t>(bar->phase));
+    bar->done.version = ++engine->versions;
   }
   bar->pending = bar->count;
   std::vector<Thread*> waiters;

@@ -18,8 +18,11 @@ struct Clock {
     if (at[agent] < to) at[agent] = to;
   }
   void join(const Clock& other) {
-    if (at.size() < other.at.size()) at.resize(other.at.size(), 0);
-    for (size_t i = 0; i < other.at.size(); i++) at[i] = at[i] < other.at[i] ? other.at[i] : at[i];
+    const size_t n = other.at.size();
+    if (at.size() < n) at.resize(n, 0);
+    uint32_t* to = at.data();
+    const uint32_t* from = other.at.data();
+    for (size_t i = 0; i < n; i++) to[i] = to[i] < from[i] ? from[i] : to[i];
   }
 };
 
@@ -27,6 +30,7 @@ struct Clock {
 // generic writes into it).
 struct Clocks {
   Clock seen, proxied;
+  uint64_t version = 0;  // of what barriers and counters hold: never twice the same for different contents
   void join(const Clocks& other) {
     seen.join(other.seen);
     proxied.join(other.proxied);
@@ -43,6 +47,8 @@ struct WarpClocks {
   uint32_t epoch = 1;     // ended by syncwarp and barriers
   uint32_t releases = 1;  // of lane 0; a proxy fence of lane 0 counts too
   uint32_t unfenced = 0;  // lanes with generic writes of this epoch after their last proxy fence
+  uint64_t rest_joined = 0;  // version that lanes 1-31 acquired last: the next lane learns nothing new from it
+  bool rest_fenced = false;  // ... fenced, and nothing was learnt since
   Clocks fenced;          // published by a relaxed signal after fence_gpu
   bool has_fenced = false;
 };

@@ -180,8 +180,8 @@ struct Engine {
   bool races = false, uninitialised = false, parity = false;
   std::vector<SiteEntry> sites;
   std::unordered_map<uint64_t, uint32_t> site_indices;
-  uint64_t last_site_key = 0;
-  uint32_t last_site_index = 0;
+  std::vector<std::pair<uint64_t, uint32_t>> recent_sites = std::vector<std::pair<uint64_t, uint32_t>>(1024);
+  uint64_t versions = 0;  // of clocks
   std::unordered_set<uint64_t> reported_pairs;
   std::vector<std::vector<Access>> more_accesses;
   std::vector<uint32_t> free_lists;

@@ -8,6 +8,7 @@ namespace tk_emu {
 static WarpClocks& clocks_of(Warp* warp) { return static_cast<WarpState*>(warp)->clocks; }
 
 static void publish(WarpClocks& k, uint32_t warp, Clocks& to) {
+  to.version = ++engine->versions;
   to.join(k.lane0);
   to.seen.raise(lanes_agent(warp), k.epoch - 1);
   to.seen.raise(lane0_agent(warp), k.releases);
@@ -18,7 +19,9 @@ void release_by_lane0(Clocks& to) { publish(clocks_of(cur->warp), cur->warp->num
 
 void release_relaxed(Clocks& to) {
   WarpClocks& k = clocks_of(cur->warp);
-  if (k.has_fenced) to.join(k.fenced);
+  if (!k.has_fenced) return;
+  to.version = ++engine->versions;
+  to.join(k.fenced);
 }
 
 void fence_for_signals() {
@@ -31,7 +34,11 @@ void fence_for_signals() {
 
 void acquire_by_lane(const Clocks& from) {
   WarpClocks& k = clocks_of(cur->warp);
-  (cur->lane == 0 ? k.lane0 : k.rest).join(from);
+  if (cur->lane == 0) return k.lane0.join(from);
+  if (from.version && from.version == k.rest_joined) return;
+  k.rest_joined = from.version;
+  k.rest_fenced = false;
+  k.rest.join(from);
 }
 
 void end_epoch(Warp* warp) {
@@ -41,6 +48,7 @@ void end_epoch(Warp* warp) {
   const uint32_t agent = lanes_agent(warp->number);
   if (!k.unfenced && k.lane0.proxied.get(agent) + 1 >= k.epoch) k.lane0.proxied.raise(agent, k.epoch);
   k.rest = k.lane0;
+  k.rest_fenced = false;
   k.unfenced = 0;
   k.epoch++;
 }
@@ -54,14 +62,18 @@ void acquire_by_warp(Warp* warp, const Clocks& from) {
   WarpClocks& k = clocks_of(warp);
   k.lane0.join(from);
   k.rest.join(from);
+  k.rest_fenced = false;
 }
 
 void fence_async_proxy() {
   WarpClocks& k = clocks_of(cur->warp);
   const uint32_t warp = cur->warp->number;
   Clocks& mine = cur->lane == 0 ? k.lane0 : k.rest;
-  mine.proxied.join(mine.seen);
-  mine.proxied.raise(lanes_agent(warp), k.epoch - 1);  // a syncwarp put these before the fence
+  if (cur->lane == 0 || !k.rest_fenced) {
+    mine.proxied.join(mine.seen);
+    mine.proxied.raise(lanes_agent(warp), k.epoch - 1);  // a syncwarp put these before the fence
+  }
+  k.rest_fenced |= cur->lane != 0;
   k.unfenced &= ~(1u << cur->lane);
   if (cur->lane == 0) mine.proxied.raise(lane0_agent(warp), k.releases++);
 }

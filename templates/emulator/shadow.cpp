@@ -19,11 +19,12 @@ uint32_t site_index(const char* what, Site site) {
   Engine& e = *engine;
   const uint64_t key = reinterpret_cast<uint64_t>(what) * 31 + (static_cast<uint64_t>(site.line()) << 32) +
                        reinterpret_cast<uint64_t>(site.file_name()) + site.column();
-  if (key == e.last_site_key) return e.last_site_index;
+  std::pair<uint64_t, uint32_t>& recent = e.recent_sites[(key ^ key >> 32) % 1024];
+  if (recent.first == key) return recent.second;
   auto [it, fresh] = e.site_indices.try_emplace(key, static_cast<uint32_t>(e.sites.size()));
   if (fresh) e.sites.push_back({what, site, cur ? cur->warp->watch : WatchCopy{}});
-  e.last_site_key = key;
-  return e.last_site_index = it->second;
+  recent = {key, it->second};
+  return it->second;
 }
 
 bool happened_before(const Access& old, const Current& now) {
@@ -143,10 +144,12 @@ void visit(Cell* cell, const Current& now, Name&& name) {
 // Calls visit for each word of [start, start + bytes), with the bytes of it that are touched.
 template <class Name>
 void sweep(ShadowSpace& space, uint64_t start, uint64_t bytes, Current& now, Name&& name) {
+  Cell* cell = nullptr;
   for (uint64_t b = start; b < start + bytes;) {
     const uint64_t word = b / 4, end = word * 4 + 4 < start + bytes ? word * 4 + 4 : start + bytes;
     now.access.bytes = ((1u << (end - word * 4)) - 1u) & ~((1u << (b - word * 4)) - 1u) & 15u;
-    visit(space.at(word), now, [&] { return name(word * 4); });
+    cell = cell && word % ShadowSpace::kPageCells ? cell + 1 : space.at(word);
+    visit(cell, now, [&] { return name(word * 4); });
     b = end;
   }
 }

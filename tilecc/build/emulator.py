@@ -33,7 +33,7 @@ COMMON_FLAGS = (
     "-fPIC",
     "-fvisibility=hidden",
 )
-OPTIMISE_FLAGS = ("-O2", "-march=native")
+OPTIMISE_FLAGS = ("-O2", "-fvect-cost-model=dynamic", "-march=native")
 
 
 def cache_dir() -> Path:
