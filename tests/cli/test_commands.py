@@ -82,7 +82,7 @@ def test_compile_json_and_one_phase(cli: Any, tmp_path: Path) -> None:
     shown = cli("compile", MODEL, "--target", "sm_100a", "--to", "program", "--json", "-o", tmp_path / "none")
     assert shown.code == 0, shown.err
     result = json.loads(shown.out)
-    assert result["phase"] == "program" and list(result["seconds"]) == ["trace", "tiles", "program"]
+    assert result["phase"] == "program" and list(result["seconds"]) == ["trace", "shard", "tiles", "program"]
     assert result["text"].startswith("tilecc.program")
     assert not any(tmp_path.iterdir())
 

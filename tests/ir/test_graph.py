@@ -224,6 +224,16 @@ BROKEN: list[tuple[str, str, Break]] = [
     ),
     ("param-sources", "stacks 5 experts, its shape is [6, 16, 32]", lambda g: param(g, "gate", experts=5)),
     (
+        "ranks-agree",
+        "exchanges between 2 ranks, the graph has 1",
+        lambda g: edit(g, "next", op="argmax_all", attrs={"ranks": 2}),
+    ),
+    (
+        "ranks-agree",
+        "param `gate` is part of 3 along axis 1, the graph has 1 ranks",
+        lambda g: param(g, "gate", shard_axis=1, shard_parts=3),
+    ),
+    (
         "all-used",
         "param `router.bias2` is not used",
         lambda g: dataclasses.replace(g, params=(*g.params, Param("router.bias2", (6,), "f32", "b"))),

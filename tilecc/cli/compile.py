@@ -34,6 +34,7 @@ def compile_command(
         int | None,
         typer.Option("--grid", help="CTAs to launch by default [default: one per SM].", show_default=False),
     ] = None,
+    ranks: Annotated[int, typer.Option("--tp", help="Ranks of the tensor-parallel group.")] = 1,
     build: Annotated[bool, typer.Option("--build", help="Also build the CUDA library with nvcc.")] = False,
     build_for: Annotated[
         list[str] | None,
@@ -44,7 +45,7 @@ def compile_command(
         typer.Option(
             "--to",
             metavar="PHASE",
-            help="Stop after trace, tiles, program or cuda; print its text, write nothing.",
+            help="Stop after trace, shard, tiles, program or cuda; print its text, write nothing.",
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -82,6 +83,7 @@ def compile_command(
             max_context=max_context,
             max_seqs=max_seqs,
             grid=grid,
+            ranks=ranks,
             stop_after=to,
         )
     timing = ", ".join(f"{phase} {s:.1f} s" for phase, s in result.seconds.items())

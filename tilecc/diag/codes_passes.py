@@ -41,6 +41,16 @@ Most sizes are padded; the one named here cannot be.
         wrong='{"hidden_size": 100}',
         right='{"hidden_size": 96}',
     ),
+    "TC0224": Entry(
+        title="size does not divide into the ranks",
+        explanation="""
+Tensor parallelism cuts heads, the width of every MLP and expert, and the vocabulary into one equal part per
+rank. The fused QKV matrix is stored in one chunk of rows per KV head, which are not cut, and a cut along the
+columns must not split a group of columns that share one scale (128 for FP8, 32 for MXFP4).
+""",
+        wrong="tilecc compile model.py --target sm_90a --tp 3",
+        right="tilecc compile model.py --target sm_90a --tp 4",
+    ),
     "TC0223": Entry(
         title="shared memory over budget",
         explanation="""

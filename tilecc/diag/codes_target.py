@@ -44,4 +44,14 @@ there is no sensible default.
         right="tilecc compile models/mimo_tiny.py --target sm_90a",
         exit_code=2,
     ),
+    "TC0705": Entry(
+        title="several ranks cannot be emitted yet",
+        explanation="""
+With `--tp N` the graph is cut for one of N tensor-parallel ranks, with the exchanges between them. `--to
+shard` prints it. The exchange ops have no emitted form yet, so kernels are made for one rank only.
+""",
+        wrong="tilecc compile MODEL --target sm_90a --tp 8",
+        right="tilecc compile MODEL --target sm_90a --tp 8 --to shard",
+        exit_code=2,
+    ),
 }

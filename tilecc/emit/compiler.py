@@ -16,6 +16,7 @@ from tilecc import __version__
 from tilecc.diag import error
 from tilecc.emit.cuda import TEMPLATES, emit_cuda, smem_bytes, symbol
 from tilecc.emit.tables import build_tables
+from tilecc.ir.graph_rules import GRAPH_RULES
 from tilecc.ir.program import Program
 from tilecc.ir.program_rules import PROGRAM_RULES
 from tilecc.ir.tile import Weight
@@ -23,12 +24,12 @@ from tilecc.ir.tile_rules import TILE_RULES
 from tilecc.ir.verify import expect
 from tilecc.package import ImageEntry, Manifest, Region
 from tilecc.passes.context import Decision, PassContext
-from tilecc.passes.pipeline import FUSE, PROGRAM, TILE_PASSES
+from tilecc.passes.pipeline import FUSE, PROGRAM, SHARD, TILE_PASSES
 from tilecc.passes.tile import MAX_GRID
 from tilecc.target import find_target
 from tilecc.weights.layout import lay_out, matrix_entry, vector_entry
 
-PHASES = ("trace", "tiles", "program", "cuda", "package")
+PHASES = ("trace", "shard", "tiles", "program", "cuda", "package")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def compile_model(
     max_context: int = 1024,
     max_seqs: int = 1,
     grid: int | None = None,
+    ranks: int = 1,
     stop_after: str | None = None,
 ) -> CompileResult:
     """Compile a model file into the package directory `out`, which appears whole or not at all.
@@ -63,7 +65,8 @@ def compile_model(
     from tilecc.trace.capture import trace_model
 
     machine = find_target(target)
-    for name, value, most in (("--max-context", max_context, 1 << 20), ("--max-seqs", max_seqs, 1 << 10)):
+    limits = (("--max-context", max_context, 1 << 20), ("--max-seqs", max_seqs, 1 << 10), ("--tp", ranks, 64))
+    for name, value, most in limits:
         if not 1 <= value <= most:
             raise error(
                 "TC0703",
@@ -75,7 +78,7 @@ def compile_model(
             "TC0703", f"`--grid {grid}` is outside 1 to {MAX_GRID}", help="choose at most one CTA per SM"
         )
     check_output(out)
-    ctx = PassContext(machine, max_context, max_seqs)
+    ctx = PassContext(machine, max_context, max_seqs, ranks)
     seconds: dict[str, float] = {}
     texts: dict[str, str] = {}
 
@@ -87,6 +90,19 @@ def compile_model(
         texts["00-graph.txt"] = graph.to_text()
     if stop_after == "trace":
         return result()
+    with _timed(seconds, "shard"):
+        graph = expect(SHARD(graph, ctx), GRAPH_RULES, "graph")
+        if ranks > 1 or stop_after == "shard":
+            texts["05-shard.txt"] = graph.to_text()
+    if stop_after == "shard":
+        return result()
+    if ranks > 1:
+        raise error(
+            "TC0705",
+            f"a program of {ranks} ranks cannot be emitted yet",
+            note="the graph of one rank can be printed: --to shard",
+            help="compile for one rank: --tp 1",
+        )
     with _timed(seconds, "tiles"):
         tiles = FUSE(graph, ctx)
         for tile_pass in TILE_PASSES:

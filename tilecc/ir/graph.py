@@ -43,7 +43,8 @@ class Param:
 
     `source` is the official tensor name of the checkpoint ("{e}" stands for the expert), `format` how it is
     stored there, `experts` the number of tensors stacked (0: not stacked). An `optional` one may be absent.
-    `chunks` row chunks have FP8 scales that restart (fused qkv).
+    `chunks` row chunks have FP8 scales that restart (fused qkv). Of a sharded graph `shape` and `chunks` are
+    those of one rank, which holds part `rank` of `shard_parts` equal parts along `shard_axis` of the source.
     """
 
     name: str
@@ -54,6 +55,8 @@ class Param:
     optional: bool = False
     chunks: int = 1
     loc: Loc = UNKNOWN
+    shard_axis: int = 0
+    shard_parts: int = 1
 
 
 @ir_node(positional=1)
@@ -97,6 +100,8 @@ class Graph:
     states: tuple[State, ...]
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
+    ranks: int = 1
+    """Ranks that run this graph together, each on its own part of the weights (pass `shard`)."""
 
     def operands(self) -> dict[str, Value | Param | State]:
         """Everything a node may name, by name. Of two with one name the first wins (a rule forbids it)."""

@@ -149,6 +149,15 @@ def _argmax(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
     return [_rank(shapes[0], 2, "logits")[:1]]
 
 
+def _all_ranks(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
+    _need(attrs["ranks"] > 1, f"an exchange needs 2 ranks or more, has {attrs['ranks']}")
+    return [shapes[0]]
+
+
+def _argmax_all(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
+    return _argmax(_all_ranks(shapes, attrs), attrs)
+
+
 _X = Operand("x")
 _POSITIONS = Operand("positions", dtype="i64")
 
@@ -243,3 +252,26 @@ GRAPH_OPS: dict[str, OpInfo] = {
         (("index", "i64"),),
     ),
 }
+"""What a model file can be made of."""
+
+EXCHANGE_OPS: dict[str, OpInfo] = {
+    "all_reduce": OpInfo(
+        "sum over the ranks, in rank order, of x rounded to bf16: the same float32 bits on every rank",
+        "",
+        (_X,),
+        _all_ranks,
+        attrs={"ranks": int},
+    ),
+    "argmax_all": OpInfo(
+        "index of the largest entry of each row over the shards of all ranks, the lowest of equals; rank r"
+        " holds entries r * width to (r + 1) * width",
+        "",
+        (Operand("logits"),),
+        _argmax_all,
+        (("index", "i64"),),
+        {"ranks": int},
+    ),
+}
+"""What the pass `shard` adds: ops in which the ranks meet."""
+
+OPS: dict[str, OpInfo] = GRAPH_OPS | EXCHANGE_OPS

@@ -12,7 +12,7 @@ from dataclasses import replace
 from tilecc.diag import Diagnostic
 from tilecc.diag.model import nearest
 from tilecc.ir.graph import FORMATS, ROWS, Dim, Graph, Node, Param, Shape, State, Value
-from tilecc.ir.graph_ops import GRAPH_OPS, Operand, ShapeError
+from tilecc.ir.graph_ops import OPS, Operand, ShapeError
 from tilecc.ir.loc import UNKNOWN, Loc
 from tilecc.ir.verify import Rule, violation
 
@@ -47,7 +47,7 @@ def _named(graph: Graph) -> Iterator[tuple[str, Loc]]:
 
 def _bound(node: Node) -> list[tuple[Operand, str]]:
     """The operands of a node's op with the names given for them. Empty for an unknown op or a wrong count."""
-    info = GRAPH_OPS.get(node.op)
+    info = OPS.get(node.op)
     if info is None:
         return []
     required = sum(not operand.optional for operand in info.operands)
@@ -94,15 +94,15 @@ def defined_before_use(graph: Graph) -> Iterator[Diagnostic]:
 @_rule("every node's op is in the op table")
 def known_op(graph: Graph) -> Iterator[Diagnostic]:
     for node in graph.nodes:
-        if node.op not in GRAPH_OPS:
-            help = nearest(node.op, GRAPH_OPS)
+        if node.op not in OPS:
+            help = nearest(node.op, OPS)
             yield violation("known-op", f"`{node.name}`: there is no op `{node.op}`", node.loc, help)
 
 
 @_rule("every node has as many inputs and results as its op")
 def arity(graph: Graph) -> Iterator[Diagnostic]:
     for node in graph.nodes:
-        info = GRAPH_OPS.get(node.op)
+        info = OPS.get(node.op)
         if info is None:
             continue
         if not _bound(node):
@@ -131,7 +131,7 @@ def operand_kinds(graph: Graph) -> Iterator[Diagnostic]:
 @_rule("every node has exactly the attributes of its op, each of its type")
 def attributes(graph: Graph) -> Iterator[Diagnostic]:
     for node in graph.nodes:
-        info = GRAPH_OPS.get(node.op)
+        info = OPS.get(node.op)
         if info is None:
             continue
         for name in [n for n in info.attrs if n not in node.attrs]:
@@ -150,7 +150,7 @@ def shapes_agree(graph: Graph) -> Iterator[Diagnostic]:
     operands = graph.operands()
     bad = {d.message for d in attributes(graph)}
     for node in graph.nodes:
-        info, bound = GRAPH_OPS.get(node.op), _bound(node)
+        info, bound = OPS.get(node.op), _bound(node)
         if info is None or not bound or any(name not in operands for _, name in bound):
             continue
         if set(node.attrs) != set(info.attrs) or any(m.startswith(f"`{node.name}`:") for m in bad):
@@ -198,6 +198,19 @@ def param_sources(graph: Graph) -> Iterator[Diagnostic]:
         if param.experts and param.shape[:1] != (param.experts,):
             message = f"param `{param.name}` stacks {param.experts} experts, its shape is {list(param.shape)}"
             yield violation("param-sources", message, param.loc)
+
+
+@_rule("the ranks of a graph are those of its exchanges; its params have as many parts, or are whole")
+def ranks_agree(graph: Graph) -> Iterator[Diagnostic]:
+    for node in graph.nodes:
+        ranks = node.attrs.get("ranks", graph.ranks)
+        if ranks != graph.ranks:
+            message = f"`{node.name}` exchanges between {ranks} ranks, the graph has {graph.ranks}"
+            yield violation("ranks-agree", message, node.loc)
+    for param in graph.params:
+        if param.shard_parts not in (1, graph.ranks) or param.shard_axis not in (0, 1):
+            message = f"param `{param.name}` is part of {param.shard_parts} along axis {param.shard_axis}"
+            yield violation("ranks-agree", f"{message}, the graph has {graph.ranks} ranks", param.loc)
 
 
 @_rule("every param and every state is used")

@@ -19,11 +19,13 @@ class Decision:
 
 @dataclass
 class PassContext:
-    """Target and user options; `decisions` grows in the order of the passes, so it is deterministic."""
+    """Target and user options; `ranks` is the size of the tensor-parallel group. `decisions` grows in the
+    order of the passes, so it is deterministic."""
 
     target: Target
     max_context: int
     max_seqs: int
+    ranks: int = 1
     decisions: list[Decision] = field(default_factory=list)
 
     def decide(self, pass_name: str, subject: str, choice: str, reason: str) -> None:

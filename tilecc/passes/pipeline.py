@@ -12,7 +12,11 @@ from tilecc.passes.place import place
 from tilecc.passes.program import program
 from tilecc.passes.rings import rings
 from tilecc.passes.roles import roles
+from tilecc.passes.shard import shard
 from tilecc.passes.tile import tile
+
+# Graph -> Graph
+SHARD = shard  # one rank's part: before fuse, so that an exchange ends a fused op
 
 # Graph -> TileGraph
 FUSE = fuse  # which tensor ops become one TileOp; needs the whole graph, so it is first
@@ -29,4 +33,4 @@ TILE_PASSES: tuple[Callable[[TileGraph, PassContext], TileGraph], ...] = (
 # TileGraph -> Program
 PROGRAM = program  # rolls the layer loop, writes the op table
 
-PASSES: tuple[Callable[..., object], ...] = (FUSE, *TILE_PASSES, PROGRAM)
+PASSES: tuple[Callable[..., object], ...] = (SHARD, FUSE, *TILE_PASSES, PROGRAM)
