@@ -162,13 +162,35 @@ class Finding:
 
 @dataclass(frozen=True)
 class Stats:
-    """Counts of one run: totals and per role, by name of the primitive or of the traffic kind (bytes)."""
+    """Counts of one or more launches: totals and per role, by name of the primitive or of the traffic kind
+    (bytes). Launches add up with ``+``."""
 
     switches: int
     preemptions: int
     landings: int
     total: dict[str, int]
     roles: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @classmethod
+    def zero(cls) -> Stats:
+        return cls(0, 0, 0, {})
+
+    def __add__(self, other: Stats) -> Stats:
+        roles = {
+            name: _sum(self.roles.get(name, {}), other.roles.get(name, {}))
+            for name in self.roles | other.roles
+        }
+        return Stats(
+            self.switches + other.switches,
+            self.preemptions + other.preemptions,
+            self.landings + other.landings,
+            _sum(self.total, other.total),
+            roles,
+        )
+
+
+def _sum(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
+    return {name: a.get(name, 0) + b.get(name, 0) for name in a | b}
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class KernelFault(TileccError):
 
 class EmulatorDevice:
     """One emulated GPU. ``last_result`` is the last launch: status, findings, counts; ``last_report`` the
-    text of its findings."""
+    text of its findings; ``stats`` the counts of all launches since the device was configured."""
 
     name = "emulator"
     note = "emulator: modelled device, not a GPU timing"
@@ -85,12 +85,12 @@ class EmulatorDevice:
             threads=manifest.threads,
             smem_bytes=manifest.smem_bytes,
         )
-        self.configure(seed=seed, schedule=schedule, landing=landing, detect=detect, preempt=preempt)
         self._package = package
         self._vocab = manifest.vocab
         self._status = emu_lib.aligned(STATUS_WORDS * 4)
         self.last_report = ""
         self.last_result: emu_lib.LaunchResult | None = None
+        self.configure(seed=seed, schedule=schedule, landing=landing, detect=detect, preempt=preempt)
 
     def configure(
         self,
@@ -100,8 +100,13 @@ class EmulatorDevice:
         landing: str = "at_once",
         detect: int = 0,
         preempt: int | None = None,
+        max_switches: int = 0,
     ) -> None:
-        """Set how the launches from now on are scheduled and watched; arguments as of the constructor."""
+        """Set how the launches from now on are scheduled and watched, and start ``stats`` at zero.
+
+        Arguments as of the constructor; a launch that passes ``max_switches`` thread switches is stopped
+        with TC0902 (0: no bound).
+        """
         for value, known, what in (
             (schedule, emu_lib.SCHEDULES, "schedule"),
             (landing, emu_lib.LANDINGS, "landing"),
@@ -122,7 +127,9 @@ class EmulatorDevice:
             detect=detect,
             preempt=preempt if preempt is not None else (0 if schedule == "round_robin" else 10),
             seed=seed,
+            max_switches=max_switches,
         )
+        self.stats = emu_lib.Stats.zero()
 
     def host_array(self, nbytes: int) -> Bytes:
         return emu_lib.aligned(nbytes)
@@ -182,6 +189,7 @@ class EmulatorDevice:
         result = self._library.launch(bytes(params), parts, self._options)
         self.last_result = result
         self.last_report = result.report
+        self.stats = self.stats + result.stats
         if not result.ok:
             raise _stopped(result, self._package)
         stats = result.stats

@@ -21,7 +21,7 @@ MODEL = ROOT / "models" / "mimo_tiny.py"
 CHECKPOINT = ROOT / "models" / "mimo_tiny"
 PROMPT = "import os\n\ndef read_lines(path):\n"
 
-COMMANDS = ["compile", "run", "logits", "inspect", "doctor", "explain", "targets", "passes", "ops"]
+COMMANDS = ["compile", "run", "emulate", "logits", "inspect", "doctor", "explain", "targets", "passes", "ops"]
 
 
 def test_help_names_every_command_and_exit_code(cli: Any) -> None:
@@ -41,6 +41,11 @@ def test_help_names_every_command_and_exit_code(cli: Any) -> None:
         ("compile", "--target --output -o --config --max-context --max-seqs --grid --build --to --json"),
         ("run", "--checkpoint --prompt --max-tokens --device --seed --schedule --verify --report --json"),
         ("logits", "--checkpoint --ids --output --device --rounding --seed --grid --json"),
+        (
+            "emulate",
+            "--checkpoint --prompt --ids --seeds --first-seed --schedule --landing --detect --preempt --grid"
+            " --max-tokens --steps --json",
+        ),
         ("inspect", "--as --json"),
         ("doctor", "--json"),
     ],

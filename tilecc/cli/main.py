@@ -12,6 +12,7 @@ from tilecc import __version__
 from tilecc.cli.compile import compile_command
 from tilecc.cli.console import emit, emit_json, say
 from tilecc.cli.doctor import doctor_command
+from tilecc.cli.emulate import emulate_command
 from tilecc.cli.explain import explain_command
 from tilecc.cli.inspect import inspect_command
 from tilecc.cli.logits import logits_command
@@ -26,8 +27,8 @@ EXIT_INTERNAL = 70
 EXIT_INTERRUPT = 130
 
 EPILOG = (
-    "Exit codes: 0 ok, 1 error in the model or checkpoint, 2 usage, 3 compiler missing or failed, 4 results"
-    " differ, 5 no usable device, 70 internal error, 130 interrupted."
+    "Exit codes: 0 ok, 1 error in the model, checkpoint or kernel, 2 usage, 3 compiler missing or failed, 4"
+    " results differ, 5 no usable device, 70 internal error, 130 interrupted."
 )
 
 app = typer.Typer(
@@ -58,6 +59,7 @@ def _root(
 
 app.command("compile")(compile_command)
 app.command("run")(run_command)
+app.command("emulate")(emulate_command)
 app.command("logits")(logits_command)
 app.command("inspect")(inspect_command)
 app.command("doctor")(doctor_command)
