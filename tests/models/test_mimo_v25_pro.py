@@ -11,9 +11,11 @@ import pytest
 
 from tilecc.ir.graph import Graph, Param
 from tilecc.ir.graph_rules import GRAPH_RULES
+from tilecc.ir.tile_rules import TILE_RULES
 from tilecc.ir.verify import verify
 from tilecc.models.mimo_v25_pro import GLOBAL_LAYERS, default_config
 from tilecc.passes.context import PassContext
+from tilecc.passes.pipeline import FUSE, TILE_PASSES
 from tilecc.passes.shard import shard
 from tilecc.target import find_target
 from tilecc.trace.capture import trace_model
@@ -117,3 +119,12 @@ def test_sixteen_ranks_are_refused_where_the_model_says_so() -> None:
     found = refusal(lambda: shard(graph(), PassContext(find_target("sm_90a"), 1024, 1, 16)), "TC0224")
     assert "8 chunks" in found.message
     assert found.span is not None and found.span.file.endswith("mimo_v2.py")
+
+
+def test_a_rank_lowers_to_sound_tiles() -> None:
+    ctx = PassContext(find_target("sm_90a"), 1 << 17, 1, 8)
+    tiles = FUSE(shard(graph(), ctx), ctx)
+    for tile_pass in TILE_PASSES:
+        tiles = tile_pass(tiles, ctx)
+    assert verify(tiles, TILE_RULES) == []
+    assert sum(op.kind == "reduce" for op in tiles.ops) == 2 * 70

@@ -48,10 +48,10 @@ there is no sensible default.
         title="several ranks cannot be emitted yet",
         explanation="""
 With `--tp N` the graph is cut for one of N tensor-parallel ranks, with the exchanges between them. `--to
-shard` prints it. The exchange ops have no emitted form yet, so kernels are made for one rank only.
+shard` and `--to tiles` print it. The exchanges have no emitted form yet: kernels are made for one rank only.
 """,
         wrong="tilecc compile MODEL --target sm_90a --tp 8",
-        right="tilecc compile MODEL --target sm_90a --tp 8 --to shard",
+        right="tilecc compile MODEL --target sm_90a --tp 8 --to tiles",
         exit_code=2,
     ),
 }

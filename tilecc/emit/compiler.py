@@ -96,13 +96,6 @@ def compile_model(
             texts["05-shard.txt"] = graph.to_text()
     if stop_after == "shard":
         return result()
-    if ranks > 1:
-        raise error(
-            "TC0705",
-            f"a program of {ranks} ranks cannot be emitted yet",
-            note="the graph of one rank can be printed: --to shard",
-            help="compile for one rank: --tp 1",
-        )
     with _timed(seconds, "tiles"):
         tiles = FUSE(graph, ctx)
         for tile_pass in TILE_PASSES:
@@ -111,6 +104,13 @@ def compile_model(
         texts["10-tiles.txt"] = tiles.to_text()
     if stop_after == "tiles":
         return result()
+    if ranks > 1:
+        raise error(
+            "TC0705",
+            f"a program of {ranks} ranks cannot be emitted yet",
+            note="graph and tiles of one rank can be printed: --to shard, --to tiles",
+            help="compile for one rank: --tp 1",
+        )
     with _timed(seconds, "program"):
         program = expect(PROGRAM(tiles, ctx), PROGRAM_RULES, "program")
         texts["20-program.txt"] = program.to_text()

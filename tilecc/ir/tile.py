@@ -28,6 +28,7 @@ class Space(enum.Enum):
     KV = 1  # global memory, outlives the launch
     CTA = 2  # shared memory of one CTA, recomputed by each
     IO = 3  # the caller's output buffers
+    PEER = 4  # global memory of each rank that all ranks write, one slot per epoch modulo the slots
 
 
 class HandOffKind(enum.Enum):
@@ -35,6 +36,7 @@ class HandOffKind(enum.Enum):
 
     MBARRIER = 0  # both run on the same CTA
     COUNTER = 1  # GPU-scope epoch counter, one arrival per CTA
+    PEER_FLAG = 2  # words that all ranks push, each its own flag: system scope
 
 
 @ir_node(positional=2)
@@ -54,14 +56,15 @@ class Weight:
 
 @ir_node(positional=2)
 class Buffer:
-    """Named storage. `shape` is logical, in elements; `nbytes` what it takes in its layout, padding
-    included."""
+    """Named storage. `shape` is logical, in elements, of one slot; `nbytes` what it takes in its layout,
+    padding and all `slots` included. Instance e of a writer uses slot e modulo `slots`."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
     space: Space = Space.WORKSPACE
+    slots: int = 1
 
 
 @ir_node(positional=1)
@@ -144,6 +147,7 @@ class TileGraph:
     buffers: tuple[Buffer, ...] = ()
     roles: tuple[RoleSpec, ...] = ()
     rings: tuple[RingSpec, ...] = ()
+    ranks: int = 1
 
     def op(self, name: str) -> TileOp:
         """The op of that name. Raises KeyError."""

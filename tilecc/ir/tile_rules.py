@@ -163,6 +163,10 @@ def hand_off_kinds(graph: TileGraph) -> Iterator[Diagnostic]:
             if h.kind is HandOffKind.MBARRIER and far:
                 text = f"`{h.source}` -> `{op.name}`: an mbarrier does not order `{far[0]}` between CTAs"
                 yield violation("hand-off-kinds", text, op.loc)
+            pushed = [b for b in h.buffers if spaces[b] is Space.PEER]
+            if (h.kind is HandOffKind.PEER_FLAG) != (len(pushed) == len(h.buffers)):
+                text = f"`{h.source}` -> `{op.name}`: a peer flag orders pushed buffers, nothing else does"
+                yield violation("hand-off-kinds", text, op.loc)
             source = ops.get(h.source)
             if h.kind is HandOffKind.COUNTER and source is not None and _signals_in_cta(graph, source):
                 text = f"`{op.name}` waits for a counter of `{h.source}`, which signals only inside the CTA"
@@ -186,6 +190,8 @@ class Order:
             step, number = divmod(index, count)
             for h in graph.ops[number].hand_offs:
                 source = place.get(h.source, -1)
+                if h.kind is HandOffKind.PEER_FLAG:
+                    continue  # orders the pushed words alone, see peer-exchanges
                 at = source + (step - h.previous_step) * count
                 if source < 0 or not 0 <= at < index:
                     continue  # of the step before the first, or reported by hand-offs-point-back
@@ -207,6 +213,8 @@ def conflicts_ordered(graph: TileGraph) -> Iterator[Diagnostic]:
         op = graph.ops[index % count]
         written = {a.buffer for a in op.writes}
         for buffer in sorted({a.buffer for a in (*op.reads, *op.writes)} if index >= count else ()):
+            if spaces.get(buffer) is Space.PEER:
+                continue  # see peer-exchanges
             local = spaces.get(buffer) is Space.CTA
             known = (order.before if local else order.everywhere)[index]
             others = writers.get(buffer, 0) | (readers.get(buffer, 0) if buffer in written else 0)
@@ -219,6 +227,31 @@ def conflicts_ordered(graph: TileGraph) -> Iterator[Diagnostic]:
         for accesses, table in ((op.reads, readers), (op.writes, writers)):
             for buffer in {a.buffer for a in accesses}:
                 table[buffer] = table.get(buffer, 0) | 1 << index
+
+
+@_rule("pushes and reads of a peer buffer take turns over 3 slots; each read waits for the push before it")
+def peer_exchanges(graph: TileGraph) -> Iterator[Diagnostic]:
+    ranks = graph.ranks
+    for buffer in (b for b in graph.buffers if b.space is Space.PEER):
+        if buffer.slots < 3 or ranks < 2:
+            text = f"`{buffer.name}` has {buffer.slots} slots for {ranks} ranks; pushes need 3 and 2"
+            yield violation("peer-exchanges", text)
+        pushed: TileOp | None = None
+        for op in graph.ops:
+            if buffer.name in {a.buffer for a in op.writes}:
+                if pushed is not None:
+                    text = f"`{op.name}` pushes `{buffer.name}` before what `{pushed.name}` pushed is read"
+                    yield violation("peer-exchanges", text, op.loc)
+                pushed = op
+            if buffer.name in {a.buffer for a in op.reads}:
+                sources = {h.source for h in op.hand_offs if h.kind is HandOffKind.PEER_FLAG}
+                if pushed is None or pushed.name not in sources:
+                    text = f"`{op.name}` reads `{buffer.name}` without waiting for the push before it"
+                    yield violation("peer-exchanges", text, op.loc)
+                pushed = None
+        if pushed is not None:
+            text = f"nothing reads what `{pushed.name}` pushes into `{buffer.name}`"
+            yield violation("peer-exchanges", text, pushed.loc)
 
 
 @_rule("an op of the next layer or step is ordered after the same op before it: a counter counts arrivals")

@@ -6,6 +6,10 @@ found by the same rule as everything else. Two accesses conflict if their boxes 
 writes (read after write, write after read, write after write). An edge is dropped when another path already
 orders its ends.
 
+Buffers that the ranks push into (Space.PEER) have a slot per epoch: what overwrites a slot is ordered by the
+exchanges in between, so only a read of what was just pushed makes an edge. Its flags are the pushed words
+themselves, which order nothing else: such an edge implies no other.
+
     qkv writes `queries`, attention reads `queries`
       =>  attention: HandOff("layers.3.qkv", COUNTER, ["queries"], ...)
 """
@@ -22,7 +26,8 @@ def edges(graph: TileGraph, ctx: PassContext) -> TileGraph:
     """Fill `hand_offs` of every op."""
     count = len(graph.ops)
     spaces = {b.name: b.space for b in graph.buffers}
-    conflicts = _conflicts(graph.ops, 2)
+    peer = {name for name, space in spaces.items() if space is Space.PEER}
+    conflicts = _conflicts(graph.ops, 2, peer)
     before: list[int] = []  # ops done on the same CTA when an op starts, as bits
     everywhere: list[int] = []  # ops done on all CTAs: an mbarrier says nothing about other CTAs
     ops: list[TileOp] = list(graph.ops)
@@ -31,6 +36,9 @@ def edges(graph: TileGraph, ctx: PassContext) -> TileGraph:
         kept: list[tuple[int, tuple[str, ...]]] = []
         for source in sorted(conflicts[index], reverse=True):
             buffers = tuple(sorted(conflicts[index][source]))
+            if peer.issuperset(buffers):
+                kept.append((source, buffers))
+                continue
             in_cta = _in_cta(buffers, spaces)
             if not (local if in_cta else far) >> source & 1:
                 kept.append((source, buffers))
@@ -47,7 +55,7 @@ def edges(graph: TileGraph, ctx: PassContext) -> TileGraph:
     return dataclasses.replace(graph, ops=tuple(ops))
 
 
-def _conflicts(ops: tuple[TileOp, ...], steps: int) -> list[dict[int, set[str]]]:
+def _conflicts(ops: tuple[TileOp, ...], steps: int, peer: set[str]) -> list[dict[int, set[str]]]:
     """For each op of each step: the earlier ops it conflicts with, and over which buffers.
 
     A write that covers older accesses entirely stands for them: they are ordered before it already.
@@ -58,6 +66,8 @@ def _conflicts(ops: tuple[TileOp, ...], steps: int) -> list[dict[int, set[str]]]
         op = ops[index % len(ops)]
         mine: dict[int, set[str]] = {}
         for access, writes in [(a, False) for a in op.reads] + [(a, True) for a in op.writes]:
+            if writes and access.buffer in peer:
+                continue
             for source, other, wrote in live.get(access.buffer, []):
                 if (wrote or writes) and source != index and overlap(access, other):
                     mine.setdefault(source, set()).add(access.buffer)
@@ -98,7 +108,11 @@ def _hand_off(
     ctx: PassContext,
 ) -> HandOff:
     target = ctx.target
-    if _in_cta(buffers, spaces):
+    if all(spaces[b] is Space.PEER for b in buffers):
+        kind = HandOffKind.PEER_FLAG
+        cost = f"{target.peer_hand_off * 1e6:.2f} us"
+        reason = f"{source.label} of every rank writes {', '.join(buffers)}: pushed words as flags, {cost}"
+    elif _in_cta(buffers, spaces):
         kind = HandOffKind.MBARRIER
         cost = f"{target.mbarrier_hand_off * 1e9:.0f} ns"
         reason = f"every CTA recomputes {', '.join(buffers)}: same-CTA mbarrier, {cost}"

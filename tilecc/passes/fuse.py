@@ -5,11 +5,15 @@ the next exchange between CTAs as epilogue.
 
     round(rms_norm(x)) -> linear -> split_qkv -> rope, scale, round     =>  qkv
     attend -> round                                                     =>  attention (+ attention_merge)
-    linear -> add(x) -> round                                           =>  project, reduce
+    linear (-> all_reduce) -> add(x) -> round                           =>  project, reduce
     round(rms_norm(x)) -> linear -> route                               =>  router, route
     round(rms_norm(x)) -> linear, linear -> silu, mul -> round          =>  gate_up
-    experts -> add(x) -> round                                          =>  experts_up, experts_down, reduce
+    experts (-> all_reduce) -> add(x) -> round                          =>  experts_up, experts_down, reduce
     round(rms_norm(x)) -> linear -> argmax                              =>  head, commit
+    round(rms_norm(x)) -> linear -> argmax_all                          =>  head, argmax_push, commit
+
+An all_reduce ends the op before it, which pushes its bf16 term of the sum to every rank, and starts the
+reduce op, which adds the terms in rank order.
 
 Every `round` of the model must be a place where the kernel rounds: a value kept between ops, or a value on
 its way into an MMA. The kernel keeps one value per buffer: the residual stream `x`, the `attention` output,
@@ -75,6 +79,7 @@ class _Fuser:
                 "attend": self.attention,
                 "experts": self.experts,
                 "argmax": self.commit,
+                "argmax_all": self.commit,
             }.get(node.op)
             if handler is not None:
                 handler(node)
@@ -89,6 +94,7 @@ class _Fuser:
         layers = 1 + max((op.layer for op in self.ops), default=-1)
         return TileGraph(
             name=self.graph.name,
+            ranks=self.graph.ranks,
             target=self.ctx.target.name,
             max_context=self.ctx.max_context,
             max_seqs=self.ctx.max_seqs,
@@ -112,8 +118,9 @@ class _Fuser:
         )
 
     def take(self, *nodes: Node) -> tuple[str, ...]:
-        self.done.update(n.name for n in nodes)
-        return tuple(n.name for n in nodes)
+        names = tuple(dict.fromkeys(n.name for n in nodes))
+        self.done.update(names)
+        return names
 
     def result(self, node: Node, index: int = 0) -> str:
         return node.results[index].name
@@ -224,8 +231,13 @@ class _Fuser:
         self.emit("embed", "embed", node, self.take(node, *rounding), {"hidden": hidden}, weights)
         self.holds["x"] = self.result((node, *rounding)[-1])
 
-    def linear(self, node: Node) -> None:
+    def summed(self, node: Node) -> Node:
+        """The all_reduce over a node's result, or the node itself."""
         users = self.users.get(self.result(node), ())
+        return users[0] if len(users) == 1 and users[0].op == "all_reduce" else node
+
+    def linear(self, node: Node) -> None:
+        users = self.users.get(self.result(self.summed(node)), ())
         kinds = {u.op for u in users}
         if kinds == {"split_qkv"}:
             self.qkv(node, users[0])
@@ -235,7 +247,7 @@ class _Fuser:
             self.router(node, users[0])
         elif kinds == {"silu"} and len(users) == 1:
             self.gate_up(node, users[0])
-        elif kinds == {"argmax"} and self.result(node) in self.graph.outputs:
+        elif kinds in ({"argmax"}, {"argmax_all"}) and self.result(node) in self.graph.outputs:
             self.head(node)
         elif kinds == {"mul"} and len(users) == 1:
             silu = [self.producers.get(i) for i in users[0].inputs]
@@ -331,18 +343,23 @@ class _Fuser:
         label, buffer = ("o_proj", "attention") if maker.op == "attend" else ("down", "hidden")
         self.read(node, buffer, node.inputs[0])
         weights = {"matrix": self.matrix(self.param(node, 1), "plain")}
-        attrs: dict[str, AttrValue] = {"source": "fragment", "input": buffer}
-        self.emit(label, "project", node, self.take(node), attrs, weights)
+        attrs: dict[str, AttrValue] = {"source": "fragment", "input": buffer, **self.ranks(node)}
+        self.emit(label, "project", node, self.take(node, self.summed(node)), attrs, weights)
         self.residual(node, add, "attn_reduce" if buffer == "attention" else "mlp_reduce", label)
+
+    def ranks(self, node: Node) -> dict[str, AttrValue]:
+        """Attribute of an op whose result is one rank's term of a sum."""
+        return {} if self.summed(node) is node else {"ranks": self.graph.ranks}
 
     def residual(self, node: Node, add: Node, label: str, producer: str) -> None:
         """x = round(x + node): `add` must add to what the residual stream holds now."""
-        others = [i for i in add.inputs if i != self.result(node)]
+        others = [i for i in add.inputs if i != self.result(self.summed(node))]
         if len(others) != 1:
             raise self.misfit(add, "it must add a projection to the residual stream")
         self.read(add, "x", others[0])
         rounding = self.rounded(add, self.result(add))
-        self.emit(label, "reduce", add, self.take(add, rounding), {"producer": producer}, {})
+        attrs: dict[str, AttrValue] = {"producer": producer, **self.ranks(node)}
+        self.emit(label, "reduce", add, self.take(add, rounding), attrs, {})
         self.holds["x"] = self.result(rounding)
 
     def router(self, node: Node, route: Node) -> None:
@@ -386,7 +403,8 @@ class _Fuser:
                 span=node.loc.span(node.name),
                 help="call torch.ops.tilecc.experts with round_hidden=True",
             )
-        add = self.only_user(node, self.result(node), "add")
+        summed = self.summed(node)
+        add = self.only_user(summed, self.result(summed), "add")
         route = self.producers.get(node.inputs[1])
         if route is None or route.op != "route" or node.inputs[2] != self.result(route, 1):
             raise self.misfit(node, "ids and weights must come from one route")
@@ -407,7 +425,8 @@ class _Fuser:
             "k": int(route.attrs["k"]),
         }
         self.emit("experts_up", "experts_up", node, fused + self.take(node), {**source, **shape}, weights)
-        self.emit("experts_down", "experts_down", node, (node.name,), {"source": "fragment", **shape},
+        attrs: dict[str, AttrValue] = {"source": "fragment", **shape, **self.ranks(node)}
+        self.emit("experts_down", "experts_down", node, self.take(node, summed), attrs,
                   {"matrix": self.matrix(down, "plain")})  # fmt: skip
         self.residual(node, add, "moe_reduce", "experts_down")
 
@@ -420,7 +439,10 @@ class _Fuser:
         )
 
     def commit(self, node: Node) -> None:
-        self.emit("commit", "commit", node, self.take(node), {}, {})
+        attrs: dict[str, AttrValue] = {"ranks": self.graph.ranks} if node.op == "argmax_all" else {}
+        if attrs:
+            self.emit("argmax_push", "argmax_push", node, (node.name,), dict(attrs), {})
+        self.emit("commit", "commit", node, self.take(node), attrs, {})
 
 
 def layer_of(loc: Loc) -> int:

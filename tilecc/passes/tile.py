@@ -26,6 +26,9 @@ MAX_GRID = 256
 GROUP = 2
 CHUNK = {"bf16": 2, "f32": 1, "fp8_block": 2, "mxfp4": 2}
 MAX_SPLITS = 4
+PEER_SLOTS = 3
+"""Epochs of pushed terms kept apart. A rank that has the terms of epoch e + 2 of every rank knows that all
+have read those of epoch e: no rank waits before it pushes."""
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -62,6 +65,7 @@ class _Tiler:
             "attention_merge": self.attention_merge, "project": self.project, "reduce": self.reduce,
             "router": self.router, "route": self.route, "gate_up": self.gate_up,
             "experts_up": self.experts_up, "experts_down": self.experts_down, "head": self.head,
+            "argmax_push": self.argmax_push,
             "commit": self.commit,
         }  # fmt: skip
         self.partial_splits = {
@@ -77,14 +81,20 @@ class _Tiler:
         return error("TC0222", message, span=op.loc.span(op.name), help="change the size in config.json")
 
     def space(
-        self, name: str, dtype: str, shape: tuple[int, ...], nbytes: int, space: Space = Space.WORKSPACE
+        self,
+        name: str,
+        dtype: str,
+        shape: tuple[int, ...],
+        nbytes: int,
+        space: Space = Space.WORKSPACE,
+        slots: int = 1,
     ) -> Access:
         """The whole buffer as an access; the buffer grows to the largest shape asked for."""
         old = self.buffers.get(name)
         if old is not None:
             shape = tuple(max(a, b) for a, b in zip(old.shape, shape, strict=True))
             nbytes = max(nbytes, old.nbytes)
-        self.buffers[name] = Buffer(name, dtype, shape, nbytes, space)
+        self.buffers[name] = Buffer(name, dtype, shape, nbytes, space, slots)
         return Access(name, tuple((0, n) for n in shape))
 
     def x(self) -> Access:
@@ -150,6 +160,12 @@ class _Tiler:
         Program."""
         weight = self.matrix(op)
         tasks = ceil_div(ceil_div(weight.rows, TILE_ROWS), GROUP)
+        if "ranks" in op.attrs:
+            self.ctx.decide(
+                "tile", op.label, "no K split",
+                f"the ranks split K already; {tasks} groups of m16 tiles push their terms themselves",
+            )  # fmt: skip
+            return 1
         most = weight.experts if op.kind == "experts_down" else ceil_div(weight.cols, BLOCK_COLS)
         splits = max(1, min(most, MAX_SPLITS, self.ctx.target.sms // tasks))
         self.ctx.decide(
@@ -230,14 +246,24 @@ class _Tiler:
             source = self.space("attention", "bf16", (ROWS, weight.cols), pad(weight.cols) * ROWS * 2)
         else:
             source = self.hidden("hidden", weight.cols)
-        return self.make(
-            op, self.gemv(op, ceil_div(weight.rows, TILE_ROWS), splits), [source], [self.partials(splits)]
-        )
+        tiles = self.gemv(op, ceil_div(weight.rows, TILE_ROWS), splits)
+        return self.make(op, tiles, [source], [self.term(op, splits)])
+
+    def term(self, op: TileOp, splits: int) -> Access:
+        """Where a projection into the residual leaves its sums: for the reduce op of this rank, or of all."""
+        if "ranks" not in op.attrs:
+            return self.partials(splits)
+        ranks, nbytes = int(op.attrs["ranks"]), ROWS * self.columns * 2
+        shape = (ranks, ROWS, self.columns)
+        return self.space("peer_terms", "bf16", shape, PEER_SLOTS * ranks * nbytes, Space.PEER, PEER_SLOTS)
 
     def reduce(self, op: TileOp) -> TileOp:
         producer = str(op.attrs["producer"])
         splits = self.partial_splits[f"layers.{op.layer}.{producer}" if op.layer >= 0 else producer]
         units = ceil_div(self.graph.hidden, UNIT_COLS)
+        if "ranks" in op.attrs:
+            tiles = {"units": units, "tasks": units}
+            return self.make(op, tiles, [self.term(op, splits), self.x()], [self.x(), self.sum_sq()])
         tiles = {"units": units, "splits": splits, "tasks": units}
         return self.make(op, tiles, [self.partials(splits), self.x()], [self.x(), self.sum_sq()])
 
@@ -286,7 +312,7 @@ class _Tiler:
             op,
             space,
             [self.hidden("expert_hidden", weight.cols, self.active(op)), self.routing()],
-            [self.partials(splits)],
+            [self.term(op, splits)],
         )
 
     def head(self, op: TileOp) -> TileOp:
@@ -297,7 +323,17 @@ class _Tiler:
             op, self.gemv(op, ceil_div(rows, TILE_ROWS)), [self.x(), self.sum_sq()], [out, logits]
         )
 
+    def argmax_push(self, op: TileOp) -> TileOp:
+        out = self.space("argmax", "f32", (MAX_GRID, ROWS), MAX_GRID * ROWS * 8)
+        return self.make(op, {"tasks": 1}, [out], [self.peer_argmax(op)])
+
+    def peer_argmax(self, op: TileOp) -> Access:
+        ranks = int(op.attrs["ranks"])
+        nbytes = PEER_SLOTS * ranks * ROWS * 8
+        return self.space("peer_argmax", "f32", (ranks, ROWS), nbytes, Space.PEER, PEER_SLOTS)
+
     def commit(self, op: TileOp) -> TileOp:
         out = self.space("argmax", "f32", (MAX_GRID, ROWS), MAX_GRID * ROWS * 8)
         tokens = self.space("tokens", "i32", (ROWS,), 0, Space.IO)
-        return self.make(op, {"tasks": 1}, [out], [self.state(), tokens])
+        source = self.peer_argmax(op) if "ranks" in op.attrs else out
+        return self.make(op, {"tasks": 1}, [source], [self.state(), tokens])

@@ -24,6 +24,7 @@ class Target:
     hbm_rate: float
     counter_hand_off: float
     mbarrier_hand_off: float
+    peer_hand_off: float
     activation_load: float
 
 
@@ -41,6 +42,7 @@ TARGETS: dict[str, Target] = {
         hbm_rate=4.3e12,  # H200, measured device-to-device copy
         counter_hand_off=1.25e-6,
         mbarrier_hand_off=60e-9,
+        peer_hand_off=2.0e-6,  # peer flag over NVLink (design, peers 4.2)
         activation_load=1.5e-6,
     ),
     "sm_100a": Target(
@@ -54,6 +56,7 @@ TARGETS: dict[str, Target] = {
         hbm_rate=8.0e12,  # nominal
         counter_hand_off=1.25e-6,
         mbarrier_hand_off=60e-9,
+        peer_hand_off=2.0e-6,  # peer flag over NVLink (design, peers 4.2)
         activation_load=1.5e-6,
     ),
 }
