@@ -115,6 +115,8 @@ class Session:
             self.reset()
         n = len(part)
         self.device.write(self._steps, pack_steps(part))
+        # A step behind a stop token leaves its tokens as they are.
+        self.device.write(self._tokens, np.full(n * MAX_ROWS, -1, np.int32))
         if stop_ids:
             self.device.write(self._stop, np.asarray(stop_ids, np.int32))
         logits = self._logits_buffer() if on_logits is not None else None

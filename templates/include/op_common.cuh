@@ -63,7 +63,7 @@ static_assert(sizeof(OpRow) == 80, "the compiler writes 80-byte rows");
 // Device state that outlives a launch.
 struct State {
   u32 epoch;       // steps executed since the session began
-  u32 stop;        // 1 after a stop token: the steps left in this launch are skipped
+  u32 stop;        // after a stop token the epoch that does not run any more: the rest of the launch is skipped
   int32_t token;   // argmax of the last row of the previous step
   u32 reserved[29];
 };

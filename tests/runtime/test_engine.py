@@ -99,7 +99,6 @@ class FakeDevice:
         m = self.manifest
         kv = launch.kv.handle.view(np.int32).reshape(m.max_seqs, m.max_context)
         out = launch.tokens_out.handle.view(np.int32).reshape(-1, MAX_ROWS)
-        out[: launch.n_steps] = -1
         stop = set(launch.stop_ids.handle.view(np.int32)[: launch.n_stop].tolist())
         table = launch.steps.handle.view(STEP)
         previous = None
