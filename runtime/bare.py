@@ -91,11 +91,11 @@ class BareKernel:
         )  # fmt: skip
         after = device.download(workspace, np.uint8, m.workspace_bytes)
         parts = {r.name: after[r.offset : r.offset + r.nbytes].copy() for r in m.workspace}
-        values: NDArray[np.float32] | None = None
+        found: NDArray[np.float32] | None = None
         if out is not None:
             count = steps * MAX_ROWS * m.vocab
-            values = device.download(out, np.float32, count).reshape(steps, MAX_ROWS, m.vocab)[:, :rows]
-        return BareResult(parts, values, stats)
+            found = device.download(out, np.float32, count).reshape(steps, MAX_ROWS, m.vocab)[:, :rows]
+        return BareResult(parts, found, stats)
 
 
 @dataclass(frozen=True)
