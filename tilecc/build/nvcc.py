@@ -63,23 +63,9 @@ def build_cuda(package_dir: Path | str, targets: list[str] | None = None) -> Bui
     package = Path(package_dir).resolve()
     manifest = Manifest.load(package)
     wanted = list(dict.fromkeys(targets or [manifest.target]))
-    generate = [flag for target in wanted for flag in ("-gencode", _gencode(target))]
-    nvcc = find_nvcc()
-    log = package / "build.log"
-    log.write_text("")
-    build = _Build(nvcc, nvcc_version(nvcc), package, log)
-
-    source = package / manifest.source
+    build = _start(package, package / "build.log")
+    kernel, kernels, kernel_cached = _compile_kernel(build, manifest, wanted)
     include = package / "include"
-    kernel, kernel_text, kernel_cached = build.compile(
-        source, [*FLAGS, *generate, f"-I{include}"], "kernel.o", [source, *sorted(include.glob("*.*h"))]
-    )
-    kernels = parse_ptxas(kernel_text)
-    if {k.target for k in kernels} != set(wanted):
-        # Two ptxas at once may mix their lines; one after the other they cannot.
-        flags = [*FLAGS, *generate, f"-I{include}"]
-        _, kernel_text, _ = build.compile(source, flags, "kernel.o", [], parallel=False)
-        kernels = parse_ptxas(kernel_text)
 
     launcher = package / "host" / f"{manifest.name}_launcher.cc"
     launcher.parent.mkdir(exist_ok=True)
@@ -95,14 +81,49 @@ def build_cuda(package_dir: Path | str, targets: list[str] | None = None) -> Bui
     report = BuildReport(
         library=str(library),
         targets=wanted,
-        kernels=sorted(kernels, key=lambda k: (wanted.index(k.target), k.name)),
-        log=str(log),
+        kernels=kernels,
+        log=str(build.log),
         compiler=build.version,
         seconds=time.perf_counter() - began,
         cached=kernel_cached and host_cached,
     )
     (package / "build.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     return report
+
+
+def build_kernel_object(package_dir: Path | str, target: str) -> tuple[Path, list[KernelFacts], str]:
+    """Compile the kernel alone for one target, or take it from the cache: (object, facts, nvcc version).
+
+    Same flags as `build_cuda`, so a package built for this target alone costs nothing. Nothing is written into
+    the package. Raises TC0501, TC0502, TC0506.
+    """
+    package = Path(package_dir).resolve()
+    manifest = Manifest.load(package)
+    build = _start(package, cache_dir() / f"{manifest.name}-{target}.log")
+    kernel, kernels, _ = _compile_kernel(build, manifest, [target])
+    return kernel, kernels, build.version
+
+
+def _start(package: Path, log: Path) -> _Build:
+    nvcc = find_nvcc()
+    log.write_text("")
+    return _Build(nvcc, nvcc_version(nvcc), package, log)
+
+
+def _compile_kernel(
+    build: _Build, manifest: Manifest, targets: list[str]
+) -> tuple[Path, list[KernelFacts], bool]:
+    """(object, facts in the order of the targets, was cached) of the emitted kernel."""
+    generate = [flag for target in targets for flag in ("-gencode", _gencode(target))]
+    source, include = build.package / manifest.source, build.package / "include"
+    flags = [*FLAGS, *generate, f"-I{include}"]
+    kernel, text, cached = build.compile(source, flags, "kernel.o", [source, *sorted(include.glob("*.*h"))])
+    kernels = parse_ptxas(text)
+    if {k.target for k in kernels} != set(targets):
+        # Two ptxas at once may mix their lines; one after the other they cannot.
+        _, text, _ = build.compile(source, flags, "kernel.o", [], parallel=False)
+        kernels = parse_ptxas(text)
+    return kernel, sorted(kernels, key=lambda k: (targets.index(k.target), k.name)), cached
 
 
 def find_nvcc() -> Path:

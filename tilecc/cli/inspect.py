@@ -26,13 +26,29 @@ def inspect_command(
     view: Annotated[
         str | None, typer.Option("--as", help=f"Print one part: {', '.join(VIEWS)}.", show_default=False)
     ] = None,
+    sass: Annotated[
+        bool, typer.Option("--sass-stats", help="Count the machine code of the main loops (needs nvcc).")
+    ] = False,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", help="Machine of --sass-stats; repeatable.", show_default=False),
+    ] = None,
+    listing: Annotated[
+        str | None,
+        typer.Option("--listing", help="With --sass-stats: print the loop of one op.", show_default=False),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the summary of a package, or print one of its parts as text."""
+    """Show the summary of a package, print one of its parts as text, or count its machine code."""
     from tilecc.cli.logits import check_choice
     from tilecc.package import Manifest
 
     manifest = Manifest.load(package)
+    if sass:
+        from tilecc.cli.sass import show_sass
+
+        show_sass(package, target or [manifest.target], listing, json)
+        return
     if view is None:
         facts = _summary(package, manifest)
         if json:

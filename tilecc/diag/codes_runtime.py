@@ -149,6 +149,26 @@ uses instructions of exactly that generation.
         right="tilecc compile MODEL --target sm_90a --build",
         exit_code=2,
     ),
+    "TC0507": Entry(
+        title="disassembler not found",
+        explanation="""
+`tilecc inspect --sass-stats` reads machine code with `cuobjdump` and `nvdisasm`. They come with the Python
+packages of the extra `toolchain` (6 MB; no CUDA toolkit, no driver) and are looked for there, then on PATH.
+""",
+        wrong="tilecc inspect PACKAGE --sass-stats       # neither installed nor on PATH",
+        right="pip install 'tilecc[toolchain]'",
+        exit_code=3,
+    ),
+    "TC0508": Entry(
+        title="machine code could not be read",
+        explanation="""
+The disassembler failed, or printed a form that tilecc does not know: a version older than 12.8, or one much
+newer than tilecc. The diagnostic shows what it said.
+""",
+        wrong="an nvdisasm of CUDA 11 on PATH and no extra `toolchain`",
+        right="pip install 'tilecc[toolchain]'",
+        exit_code=3,
+    ),
     "TC0601": Entry(
         title="not a tilecc package",
         explanation="""

@@ -1,13 +1,44 @@
 """The table of targets. Limits: CUDA C++ Programming Guide, compute capabilities 9.0 and 10.0. Rates and
 costs: section 8 of the design (measured where it says so, otherwise planning figures until measured).
+
+SM rates are results per clock and SM of the guide's table of arithmetic throughput, unless a field says
+otherwise. Rates of sm_100a are those of sm_90a where the guide gives no other: planning figures.
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tilecc.diag import error
+
+
+@dataclass(frozen=True)
+class SmRates:
+    """What one SM does per clock. Instructions are counted in lanes (32 per warp instruction).
+
+    `clock` is the SM clock in Hz that the byte budget is derived with: a share of bandwidth modelled at a
+    higher clock is higher in proportion. `hbm_nominal` in bytes per second, of the whole GPU. `tensor` in
+    16-bit multiply-adds of `mma.sync` with float32 accumulation. The instruction caches are planning figures
+    in bytes: none is published for these machines.
+    """
+
+    clock: float
+    hbm_nominal: float
+    issue: int
+    alu: int
+    fma: int
+    fma_heavy: int
+    conversion: int
+    special: int
+    tensor: int
+    shared_bytes: int
+    l0_icache: int
+    l1_icache: int
+
+    def hbm_bytes(self, sms: int) -> float:
+        """Bytes of HBM per clock and SM at the nominal rate."""
+        return self.hbm_nominal / sms / self.clock
 
 
 @dataclass(frozen=True)
@@ -26,9 +57,34 @@ class Target:
     mbarrier_hand_off: float
     peer_hand_off: float
     activation_load: float
+    sm: SmRates
 
 
 KIB = 1024
+
+HOPPER_SM = SmRates(
+    # 4.8 TB/s over 132 SMs at this clock is 20.7 B/clk, and 3.3 instructions per MXFP4 weight, the budget of
+    # the design; an H200 may boost to 1.98 GHz.
+    clock=1.755e9,
+    hbm_nominal=4.8e12,
+    issue=128,  # four schedulers, one warp instruction each
+    alu=64,  # 32-bit integer add, compare, shift, logic
+    fma=128,  # float32 add, multiply, fma; a packed 16-bit operation takes both halves of the pipe
+    fma_heavy=64,  # integer multiply-add: one half of the pipe alone
+    conversion=64,  # conversions among types of 32 bits and less
+    special=16,  # reciprocal, exponent, population count
+    # Half the rate of wgmma (2048): mma.sync reaches 63 % of the peak on average (arXiv:2402.13499).
+    tensor=1024,
+    shared_bytes=128,  # 32 banks of 4 bytes
+    # Measured on Volta (arXiv:1804.06826): 12 KiB per scheduler, 128 KiB behind it.
+    l0_icache=12 * KIB,
+    l1_icache=128 * KIB,
+)
+BLACKWELL_SM = replace(
+    HOPPER_SM,
+    clock=1.83e9,  # with 8 TB/s over 148 SMs, 2.3 instructions per MXFP4 weight: section 9 of the design
+    hbm_nominal=8.0e12,
+)
 
 TARGETS: dict[str, Target] = {
     "sm_90a": Target(
@@ -44,6 +100,7 @@ TARGETS: dict[str, Target] = {
         mbarrier_hand_off=60e-9,
         peer_hand_off=2.0e-6,  # peer flag over NVLink (design, peers 4.2)
         activation_load=1.5e-6,
+        sm=HOPPER_SM,
     ),
     "sm_100a": Target(
         name="sm_100a",
@@ -58,6 +115,7 @@ TARGETS: dict[str, Target] = {
         mbarrier_hand_off=60e-9,
         peer_hand_off=2.0e-6,  # peer flag over NVLink (design, peers 4.2)
         activation_load=1.5e-6,
+        sm=BLACKWELL_SM,
     ),
 }
 
