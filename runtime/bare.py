@@ -1,7 +1,6 @@
 """Runs a package's kernel with chosen workspace contents: no checkpoint, no session, no tokens.
 
-For tests and benchmarks of single ops. The order of activations in device memory is that of MMA fragments
-(templates/include/op_common.cuh): per k16 step and lane 4 n + t, columns 2t, 2t + 1, 2t + 8, 2t + 9 of row n.
+For tests and benchmarks of single ops. Activations go in and out in fragment order (runtime/fragments.py).
 """
 
 from __future__ import annotations
@@ -17,26 +16,7 @@ from numpy.typing import NDArray
 from tilecc.package import Manifest
 from tilecc.runtime.abi import MAX_ROWS, STEP, pack_steps
 from tilecc.runtime.devices.base import Buffer, Bytes, Device, Launch, Stats
-
-BLOCK_COLS = 128
-
-
-def to_fragments(x: NDArray[Any]) -> NDArray[Any]:
-    """Activations [8, K] of any dtype, in fragment order: flat, K padded to a multiple of 128 with zeros."""
-    rows, cols = x.shape
-    padded = np.zeros((MAX_ROWS, -(-cols // BLOCK_COLS) * BLOCK_COLS), x.dtype)
-    padded[:rows, :cols] = x
-    steps = padded.reshape(MAX_ROWS, -1, 2, 4, 2)  # row, step, half, t, element
-    return np.ascontiguousarray(steps.transpose(1, 0, 3, 2, 4)).reshape(-1)
-
-
-def from_fragments(flat: NDArray[Any], cols: int) -> NDArray[Any]:
-    """The inverse: [..., 8, cols] of [..., padded cols * 8]."""
-    steps = flat.reshape(*flat.shape[:-1], -1, MAX_ROWS, 4, 2, 2)  # step, row, t, half, element
-    lead = tuple(range(flat.ndim - 1))
-    n = len(lead)
-    x = steps.transpose(*lead, n + 1, n, n + 3, n + 2, n + 4)
-    return np.ascontiguousarray(x).reshape(*flat.shape[:-1], MAX_ROWS, -1)[..., :cols]
+from tilecc.runtime.fragments import BLOCK_COLS, from_fragments
 
 
 @dataclass

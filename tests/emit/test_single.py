@@ -10,8 +10,8 @@ import pytest
 from tests.ops.one_op import BF16, F64, Built, build, norm_inputs, normalised
 from tilecc.diag import InternalError, TileccError
 from tilecc.emit.single import SingleOp, one_op_package
-from tilecc.runtime.bare import from_fragments, to_fragments
 from tilecc.runtime.devices.emu_lib import DETECT_ALL
+from tilecc.runtime.fragments import from_fragments, to_fragments
 
 ROWS, COLS = 48, 256
 

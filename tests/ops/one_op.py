@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from tilecc.emit.single import SingleOp, SinglePackage, one_op_package
-from tilecc.runtime.bare import BareKernel, to_fragments
+from tilecc.runtime.bare import BareKernel
 from tilecc.runtime.devices.emulator import EmulatorDevice
-from tilecc.weights.formats import mxfp4_dequantize
+from tilecc.runtime.fragments import to_fragments
 from tilecc.weights.image import build_image
-
-BF16 = ml_dtypes.bfloat16
-F64 = NDArray[np.float64]
-
-
-@dataclass
-class Source:
-    """A checkpoint in memory."""
-
-    tensors: dict[str, NDArray[Any]] = field(default_factory=dict)
-
-    def tensor(self, name: str) -> NDArray[Any]:
-        return self.tensors[name]
-
-    def names(self) -> list[str]:
-        return list(self.tensors)
-
-    def matrix(self, name: str, format: str, rows: int, cols: int, rng: np.random.Generator) -> F64:
-        """Add a random matrix under the names of its format; return its exact values in float64.
-
-        mxfp4: uniform codes, scales 2^-3 to 2^3. fp8_block: uniform codes without NaN, scales per 128 x 128.
-        """
-        if format in ("bf16", "f32"):
-            w = rng.standard_normal((rows, cols)).astype(np.float32)
-            stored = w.astype(BF16) if format == "bf16" else w
-            self.tensors[name] = stored
-            return stored.astype(np.float64)
-        if format == "mxfp4":
-            codes = rng.integers(0, 256, (rows, cols // 2), dtype=np.uint8)
-            scale = rng.integers(124, 131, (rows, cols // 32), dtype=np.uint8)
-            self.tensors[name] = codes
-            self.tensors[name.removesuffix(".weight") + ".weight_scale"] = scale
-            return mxfp4_dequantize(codes, scale).astype(np.float64)
-        byte = rng.integers(0, 256, (rows, cols), dtype=np.uint8)
-        byte[(byte & 0x7F) == 0x7F] = 0
-        blocks = rng.uniform(0.5, 2.0, (-(-rows // 128), -(-cols // 128))).astype(np.float32)
-        self.tensors[name] = byte.view(ml_dtypes.float8_e4m3fn)
-        self.tensors[name + "_scale_inv"] = blocks
-        full = np.repeat(np.repeat(blocks.astype(np.float64), 128, 0), 128, 1)[:rows, :cols]
-        return byte.view(ml_dtypes.float8_e4m3fn).astype(np.float64) * full
+from tilecc.weights.synthetic import BF16, F64, Synthetic
 
 
 @dataclass
@@ -81,7 +41,7 @@ class Built:
 def build(out: Path, op: SingleOp, seed: int = 0) -> Built:
     """Compile the op and fill its image with random weights."""
     package, rng = one_op_package(out, op), np.random.default_rng(seed)
-    source, weights = Source(), {}
+    source, weights = Synthetic(rng), {}
     norm = np.ones(0)
     for entry in package.manifest.image:
         if entry.kind == "norm":
@@ -94,7 +54,7 @@ def build(out: Path, op: SingleOp, seed: int = 0) -> Built:
             for name in entry.sources:
                 for e in range(max(entry.experts, 1)):
                     full = name.replace("{e}", str(e))
-                    weights[full] = source.matrix(full, entry.format, rows, entry.cols, rng)
+                    weights[full] = source.matrix(full, entry.format, rows, entry.cols)
     image = np.zeros(package.manifest.image_bytes, np.uint8)
     build_image(package.manifest, source, image)
     return Built(package, image, weights, norm, rng)
