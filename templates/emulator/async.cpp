@@ -61,6 +61,15 @@ static void write_target(CtaState* cta, Store& s) {
   engine->stats.landings++;
 }
 
+void issue_store(Store s) {
+  // The hardware may read and write at any moment from now to the wait: at once, at random, or last.
+  const uint32_t landing = engine->options.landing;
+  const uint64_t moment = landing == TK_EMU_LAND_RANDOM ? random_bits() % 3 : 0;
+  if (landing == TK_EMU_LAND_AT_ONCE || moment == 1) write_target(my_cta(), s);
+  if (moment == 2) read_source(my_cta(), s);
+  my_warp()->stores.push_back(std::move(s));
+}
+
 void bulk_s2g(void* dst, uint32_t src, uint32_t bytes, Site site) {
   preempt_point();
   CtaState* cta = my_cta();
@@ -71,18 +80,13 @@ void bulk_s2g(void* dst, uint32_t src, uint32_t bytes, Site site) {
   smem_range(cta, src, bytes, 16, "bulk_s2g source", site);
   global_range(dst, bytes, 16, true, "bulk_s2g destination", site);
   Store s{static_cast<uint8_t*>(dst), src, bytes, 0, false, false, {}, site, {}};
-  // The hardware may read and write at any moment from now to the wait: at once, at random, or last.
-  const uint32_t landing = engine->options.landing;
-  const uint64_t moment = landing == TK_EMU_LAND_RANDOM ? random_bits() % 3 : 0;
-  if (landing == TK_EMU_LAND_AT_ONCE || moment == 1) write_target(cta, s);
-  if (moment == 2) read_source(cta, s);
   if (shadow_on) {
     WarpState* w = my_warp();
     const uint32_t group = static_cast<uint32_t>(w->groups) + 1;
     shadow_async_smem(cta, src, bytes, false, {store_read_agent(w->number), group}, "bulk_s2g", site);
     shadow_async_global(dst, bytes, true, {store_write_agent(w->number), group}, "bulk_s2g", site);
   }
-  my_warp()->stores.push_back(std::move(s));
+  issue_store(std::move(s));
 }
 
 void bulk_commit(Site) {

@@ -156,7 +156,14 @@ int launch(const tk_emu_options& options, const void* params, uint64_t params_by
     if (b.bytes) e.buffers.push_back({reinterpret_cast<uintptr_t>(b.ptr), b.bytes, b.name, b.mode, b.rank, {}});
   }
   std::sort(e.buffers.begin(), e.buffers.end(), [](const Buffer& a, const Buffer& b) { return a.lo < b.lo; });
-  for (uint32_t r = 0; r < options.ranks; r++) e.params.push_back(static_cast<const char*>(params) + r * params_bytes);
+  // Tensor maps make the struct stricter than the caller's bytes may be.
+  const uint64_t padded = (params_bytes + 127) / 128 * 128;
+  std::vector<uint8_t> copies(padded * options.ranks + 128);
+  uint8_t* first = copies.data() + (-reinterpret_cast<uintptr_t>(copies.data()) & 127);
+  for (uint32_t r = 0; r < options.ranks; r++) {
+    memcpy(first + r * padded, static_cast<const char*>(params) + r * params_bytes, params_bytes);
+    e.params.push_back(first + r * padded);
+  }
   for (Window& w : window) w = {};
   preempt_on = options.preempt > 0;
   e.races = options.detect & TK_EMU_DETECT_RACES;

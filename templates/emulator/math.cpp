@@ -24,7 +24,7 @@ float exp2_approx(float x) {
 
 // log2 as lg2.approx.ftz: subnormals count as zero. atanh series of the mantissa in [1/sqrt(2), sqrt(2)).
 float log2_approx(float x) {
-  if (x != x || x < -1.17549435e-38f) return tk::u2f(0x7fffffffu);
+  if (x != x || x <= -1.17549435e-38f) return tk::u2f(0x7fffffffu);
   if (x < 1.17549435e-38f) return -INFINITY;
   if (x == INFINITY) return INFINITY;
   int exponent;

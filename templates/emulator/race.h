@@ -7,6 +7,7 @@ namespace tk_emu {
 // An asynchronous access of a bulk copy: by which agent, and at which of its times it is complete.
 struct AsyncAccess {
   uint32_t agent, time;
+  bool reduce = false;
 };
 
 // Synchronisation (clocks only; call when engine->races).

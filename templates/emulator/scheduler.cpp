@@ -171,6 +171,7 @@ void thread_main() {
     fatal("TC0906", text("%s returns from the kernel while other lanes of its warp wait in %s", who_now().c_str(),
                          warp->what),
           warp->site);
+  check_thread_exit();
   if (cur->lane == 0) check_exit(warp);
   warp->exited |= 1u << cur->lane;
   self()->wait = Wait::kDone;

@@ -68,6 +68,7 @@ void report_race(const Access& old, const Current& now, bool fence_missing, Name
 template <class Name>
 inline void check_pair(const Access& old, const Current& now, Name&& name) {
   if (!(old.write || now.access.write) || !(old.bytes & now.access.bytes)) return;
+  if (old.reduce && now.access.reduce) return;
   if (TK_UNLIKELY(!happened_before(old, now)))
     report_race(old, now, false, name);
   else if (now.proxied && old.write && !old.async && TK_UNLIKELY(!proxied(old, now)))
@@ -77,6 +78,7 @@ inline void check_pair(const Access& old, const Current& now, Name&& name) {
 // True if `old` need not be remembered once the current access is.
 inline bool superseded(const Access& old, const Current& now) {
   const Access& a = now.access;
+  if (a.write && old.reduce && a.reduce) return !(old.bytes & ~a.bytes) && happened_before(old, now);
   if (a.write) return !(old.bytes & ~a.bytes);
   return !old.write && !(old.bytes & ~a.bytes) && happened_before(old, now);
 }
@@ -183,6 +185,7 @@ Current asynchronous(bool write, AsyncAccess by, const char* what, Site site) {
   now.access.who = by.agent;
   now.access.time = by.time;
   now.access.async = 1;
+  now.access.reduce = by.reduce;
   now.access.write = write;
   now.access.site = site_index(what, site);
   return now;

@@ -16,6 +16,7 @@ struct Access {
   uint32_t bytes : 4;       // which bytes of the word
   uint32_t write : 1;
   uint32_t async : 1;
+  uint32_t reduce : 1;      // atomic per element: any order among themselves
 };
 
 struct Cell {

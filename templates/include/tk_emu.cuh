@@ -18,3 +18,6 @@
 #include "tk_emu_sync.h"
 #include "tk_emu_mem.h"
 #include "tk_emu_math.h"
+#include "tk_emu_cvt.h"
+#include "tk_emu_matrix.h"
+#include "tk_emu_copy.h"

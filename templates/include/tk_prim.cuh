@@ -28,6 +28,12 @@ struct alignas(16) u32x4 {
   u32 x, y, z, w;
 };
 
+// A tensor map: made on the host (templates/host/tilecc_tmap.h for CUDA, tk_emu_encode_map for the emulator), passed as a
+// __grid_constant__ kernel parameter. The emulator's content differs from the driver's.
+struct alignas(64) tmap_t {
+  u64 opaque[16];
+};
+
 // Who waits and for whose sake. A blocking wait takes it last; a GPU that gives up after TK_WATCHDOG_NS
 // writes it to `status`, the emulator prints it in its reports.
 struct Watch {

@@ -16,3 +16,6 @@
 #include "tk_ptx_async.cuh"
 #include "tk_ptx_mem.cuh"
 #include "tk_ptx_math.cuh"
+#include "tk_ptx_cvt.cuh"
+#include "tk_ptx_matrix.cuh"
+#include "tk_ptx_copy.cuh"

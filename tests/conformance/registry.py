@@ -1,0 +1,14 @@
+"""All cases, and which primitives they judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.conformance import cases_math, cases_matrix, cases_memory
+from tests.conformance.case import Case
+
+KERNELS = Path(__file__).parent / "kernels"
+
+CASES: list[Case] = [*cases_math.CASES, *cases_memory.CASES, *cases_matrix.CASES]
+BY_NAME = {case.name: case for case in CASES}
+assert len(BY_NAME) == len(CASES), "two cases have one name"
