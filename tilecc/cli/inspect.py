@@ -18,7 +18,7 @@ VIEWS = {
     "decisions": "what the passes chose, and why",
 }
 
-_FILES = {"graph": "ir/00-graph.txt", "tiles": "ir/10-tiles.txt", "program": "ir/20-program.txt"}
+FILES = {"graph": "ir/00-graph.txt", "tiles": "ir/10-tiles.txt", "program": "ir/20-program.txt"}
 
 
 def inspect_command(
@@ -64,9 +64,18 @@ def inspect_command(
             for d in manifest.decisions:
                 emit(f"[{d['pass_name']}] {d['subject']}: {d['choice']}\n    {d['reason']}")
         return
-    file = package / (_FILES.get(view) or manifest.source)
+    file = package / (FILES.get(view) or manifest.source)
+    text = package_text(package, file)
+    if json:
+        emit_json({"file": str(file), "text": text})
+    else:
+        emit(text, end="" if text.endswith("\n") else "\n")
+
+
+def package_text(package: Path, file: Path) -> str:
+    """A text file of a package. Raises TileccError TC0603 if it is missing."""
     try:
-        text = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except OSError as reason:
         raise error(
             "TC0603",
@@ -74,10 +83,6 @@ def inspect_command(
             note=reason.strerror or str(reason),
             help="compile the model again",
         ) from None
-    if json:
-        emit_json({"file": str(file), "text": text})
-    else:
-        emit(text, end="" if text.endswith("\n") else "\n")
 
 
 def _summary(package: Path, manifest: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tilecc.cli.logits import logits_command
 from tilecc.cli.ops import ops_command
 from tilecc.cli.passes import passes_command
 from tilecc.cli.run import run_command
+from tilecc.cli.simulate import simulate_command
 from tilecc.cli.targets import targets_command
 from tilecc.diag import TileccError, exit_code_of, render_all, to_json
 from tilecc.diag.render import wants_color
@@ -62,6 +63,7 @@ app.command("run")(run_command)
 app.command("emulate")(emulate_command)
 app.command("logits")(logits_command)
 app.command("inspect")(inspect_command)
+app.command("simulate")(simulate_command)
 app.command("doctor")(doctor_command)
 app.command("explain")(explain_command)
 app.command("targets")(targets_command)

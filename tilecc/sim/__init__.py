@@ -1,0 +1,2 @@
+"""Timing simulator of a tiled decode step: discrete events per CTA and role. Its figures are always
+modelled."""

@@ -1,0 +1,75 @@
+"""What the simulator charges for, each number with its source. Nothing here is tuned to reach a figure.
+
+Sources: "design" is section 8 of the design (planning figures until measured), "peers" its page of public
+measurements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tilecc.target import Target
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds, bytes per second, clocks in Hz. `sources` has one entry per field."""
+
+    hbm_rate: float
+    hbm_latency: float
+    l2_latency: float
+    l2_rate_per_sm: float
+    clock: float
+    lanes: int
+    counter: float
+    mbarrier: float
+    peer: float
+    epilogue: float
+    route: float
+    attention_block: float
+    reduce_unit: float
+    commit: float
+
+
+SOURCES: dict[str, str] = {
+    "hbm_rate": "target table",
+    "hbm_latency": "design: loaded HBM latency 0.7 to 1.0 us, the middle",
+    "l2_latency": "design: global load on the critical path 0.5 us",
+    "l2_rate_per_sm": "design: activations of 96 KiB per SM at no more than 64 B per clock",
+    "clock": "peers 4.5: 20.7 B per clock and SM of 4.8 TB/s over 132 SMs",
+    "lanes": "four schedulers, one warp instruction per clock each",
+    "counter": "target table",
+    "mbarrier": "target table",
+    "peer": "target table",
+    "epilogue": "two dependent exchanges through shared memory and one global store: planning figure",
+    "route": "top-8 of 384 logits of 8 rows by two warps: planning figure, from its step count",
+    "attention_block": "16 positions of one row: 24 + 32 MMA and two exponentials deep: planning figure",
+    "reduce_unit": "64 columns of 8 rows: one load, 8 additions, one store: planning figure",
+    "commit": "one CTA reads an argmax per CTA: planning figure",
+}
+
+
+def costs_of(target: Target, **changes: Any) -> Costs:
+    """Costs of a target; `changes` replace fields. Raises TypeError for a field that does not exist."""
+    clock = 1.755e9
+    made: dict[str, Any] = {
+        "hbm_rate": target.hbm_rate,
+        "hbm_latency": 0.85e-6,
+        "l2_latency": 0.5e-6,
+        "l2_rate_per_sm": 64 * clock,
+        "clock": clock,
+        "lanes": 128,
+        "counter": target.counter_hand_off,
+        "mbarrier": target.mbarrier_hand_off,
+        "peer": target.peer_hand_off,
+        "epilogue": 0.3e-6,
+        "route": 1.5e-6,
+        "attention_block": 0.25e-6,
+        "reduce_unit": 0.6e-6,
+        "commit": 1.0e-6,
+    }
+    return Costs(**(made | changes))
+
+
+assert set(SOURCES) == {f.name for f in fields(Costs)}
