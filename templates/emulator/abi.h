@@ -58,6 +58,8 @@ int tk_emu_launch(const struct tk_emu_options*, const void* params, uint64_t par
                   const struct tk_emu_buffer*, int n_buffers, struct tk_emu_stats*, char* report,
                   int report_bytes);
 const char* tk_emu_count_name(int index);
+// A tensor map for the kernel's parameters (struct tilecc_tensor of tilecc_tensor.h -> 128 bytes). 0, or 1 and why not.
+int tk_emu_encode_map(const struct tilecc_tensor*, void* map, char* message, int message_bytes);
 #ifdef __cplusplus
 }
 #endif

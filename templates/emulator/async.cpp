@@ -25,6 +25,11 @@ bool land_one() {
   return true;
 }
 
+void issue_load(Load load) {
+  engine->loads.push_back(std::move(load));
+  if (engine->options.landing == TK_EMU_LAND_AT_ONCE) land(engine->loads.size() - 1);
+}
+
 void bulk_g2s(uint32_t dst, const void* src, uint32_t bytes, uint32_t bar, Site site) {
   preempt_point();
   CtaState* cta = my_cta();
@@ -41,8 +46,7 @@ void bulk_g2s(uint32_t dst, const void* src, uint32_t bytes, uint32_t bar, Site 
     shadow_async_global(src, bytes, false, by, "bulk_g2s", site);
   }
   memset(cta->smem + (dst - kSmemBase), 0xff, bytes);  // nobody may read it before it lands
-  engine->loads.push_back({cta, dst, bytes, static_cast<const uint8_t*>(src), m, site, {}});
-  if (engine->options.landing == TK_EMU_LAND_AT_ONCE) land(engine->loads.size() - 1);
+  issue_load({cta, dst, bytes, static_cast<const uint8_t*>(src), m, site, {}});
 }
 
 static void read_source(CtaState* cta, Store& s) {

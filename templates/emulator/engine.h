@@ -210,6 +210,7 @@ void thread_main();
 // async.cpp
 uint32_t new_agent();            // number of a further asynchronous agent of the race detector
 bool land_one();                 // lands a pending load; false if there is none
+void issue_load(Load load);      // it is checked and its destination poisoned
 void issue_store(Store s);       // to the bulk groups of the current warp
 void check_exit(WarpState* warp);
 void check_thread_exit();        // copy.cpp

@@ -21,3 +21,4 @@
 #include "tk_emu_cvt.h"
 #include "tk_emu_matrix.h"
 #include "tk_emu_copy.h"
+#include "tk_emu_tensor.h"

@@ -19,3 +19,4 @@
 #include "tk_ptx_cvt.cuh"
 #include "tk_ptx_matrix.cuh"
 #include "tk_ptx_copy.cuh"
+#include "tk_ptx_tensor.cuh"

@@ -6,6 +6,7 @@ the emulator. ``Verdict.rule`` says what was asked: equality, or a bound with it
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ Array = NDArray[Any]
 Check = Callable[[NDArray[np.uint8], NDArray[np.uint8]], "Verdict"]
 """(out, work) after the launch, as bytes -> verdict."""
 
-THREADS = {"math": 256, "matrix": 128, "memory": 32, "sync": 256, "copy": 128}
+THREADS = {"math": 256, "matrix": 128, "memory": 32, "sync": 256, "copy": 128, "tma": 32}
 """Threads per CTA of each ``kernels/<name>.cu``."""
 
 PARAMS_BYTES = 2 * 128 + 4 * 8 + 8 * 4
@@ -35,10 +36,28 @@ class Verdict:
     figures: dict[str, float] = field(default_factory=dict)
 
 
+ELEMENT_BYTES = {"u8": 1, "u16": 2, "u32": 4, "f16": 2, "bf16": 2, "f32": 4}
+"""In the order of the constants of ``tilecc_tensor.h``."""
+
+
+class TensorSpec(ctypes.Structure):
+    """``struct tilecc_tensor``."""
+
+    _fields_ = (
+        ("address", ctypes.c_uint64),
+        ("dims", ctypes.c_uint64 * 3),
+        ("strides", ctypes.c_uint64 * 2),
+        ("box", ctypes.c_uint32 * 3),
+        ("rank", ctypes.c_uint32),
+        ("type", ctypes.c_uint32),
+        ("swizzle", ctypes.c_uint32),
+    )
+
+
 @dataclass(frozen=True)
 class TensorMap:
     """A tensor map over ``buffer`` ("in", "out" or "work"): sizes innermost first, strides in bytes of all
-    dimensions but the innermost, element type by its name in ``tilecc_tmap.h``."""
+    dimensions but the innermost, element type by its name in ELEMENT_BYTES."""
 
     buffer: str
     dtype: str
@@ -46,6 +65,18 @@ class TensorMap:
     strides: tuple[int, ...]
     box: tuple[int, ...]
     swizzle: int = 0
+    offset: int = 0
+    """Bytes from the start of the buffer."""
+
+    def spec(self, address: int) -> TensorSpec:
+        """For the encoders; ``address`` is that of the buffer."""
+        spec = TensorSpec(address=address + self.offset, rank=len(self.dims), swizzle=self.swizzle)
+        spec.type = list(ELEMENT_BYTES).index(self.dtype)
+        for d, (size, box) in enumerate(zip(self.dims, self.box, strict=True)):
+            spec.dims[d], spec.box[d] = size, box
+        for d, stride in enumerate(self.strides):
+            spec.strides[d] = stride
+        return spec
 
 
 @dataclass(frozen=True)

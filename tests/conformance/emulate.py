@@ -43,7 +43,8 @@ def run_case(case: Case, launch: Launch, **options: Any) -> tuple[LaunchResult, 
     arrays = {"in": inp, "out": out, "work": work, "status": status}
     modes = {"in": READ_ONLY, "out": UNINITIALISED, "work": INITIALISED, "status": INITIALISED}
     addresses = {name: int(a.ctypes.data) for name, a in arrays.items()}
-    params = pack_params(launch, addresses, [])
+    maps = [library(case.kernel).encode_map(m.spec(addresses[m.buffer])) for m in launch.maps]
+    params = pack_params(launch, addresses, maps)
     chosen = LaunchOptions(
         launch.grid,
         THREADS[case.kernel],

@@ -137,7 +137,12 @@ class Device:
         zero = np.zeros(256, np.uint8)
         for i, data in ((0, launch.inp), (2, work), (3, zero)):
             self._call("conformance_upload", i, data.ctypes.data, data.nbytes)
-        params = pack_params(launch, addresses, [])
+        maps = []
+        for m in launch.maps:
+            encoded = ctypes.create_string_buffer(128)
+            self._call("conformance_encode_map", ctypes.byref(m.spec(addresses[m.buffer])), encoded)
+            maps.append(encoded.raw)
+        params = pack_params(launch, addresses, maps)
         grid = launch.gpu_grid or launch.grid
         self._call(
             "conformance_launch",

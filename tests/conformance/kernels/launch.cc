@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "tilecc_tmap.h"
+
 extern "C" {
 #define KERNEL(name) void conformance_##name();
 #include "kernels.inc"
@@ -80,6 +82,12 @@ EXPORT int conformance_upload(int i, const void* from, uint64_t bytes) {
 EXPORT int conformance_download(int i, void* to, uint64_t bytes) {
   TRY(cudaMemcpy(to, blocks[i].memory, bytes, cudaMemcpyDeviceToHost));
   return 0;
+}
+
+EXPORT int conformance_encode_map(const struct tilecc_tensor* tensor, void* map) {
+  const char* problem = tilecc_encode_tensor_map(tensor, map);
+  if (problem) snprintf(message, sizeof message, "%s", problem);
+  return problem ? -1 : 0;
 }
 
 EXPORT int conformance_launch(const char* kernel, const void* params, uint32_t grid, uint32_t threads, uint32_t cluster,

@@ -1,0 +1,113 @@
+"""Cases of ``kernels/tma.cu``: boxes through tensor maps, inside and outside the tensor, with and without swizzle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.conformance.case import ELEMENT_BYTES, Case, Launch, TensorMap, both, exact, raw, words
+
+SMEM = 1024 + 2 * 16384
+WORK_OFFSET = 4096
+"""Coordinates come first in ``work``, then the tensor that is stored to."""
+
+
+def tensor_map(
+    buffer: str, dtype: str, dims: Sequence[int], box: Sequence[int], swizzle: int, padding: int = 0
+) -> tuple[TensorMap, int]:
+    """(map, bytes) of a tensor whose rows are padded to multiples of 16 bytes, and ``padding`` more."""
+    size = ELEMENT_BYTES[dtype]
+    row = -(-dims[0] * size // 16) * 16 + padding
+    strides = (row, row * dims[1] + 32)[: len(dims) - 1] if len(dims) > 1 else ()
+    total = row * (dims[1] if len(dims) == 2 else 1)
+    if len(dims) == 3:
+        total = strides[1] * dims[2]
+    offset = WORK_OFFSET if buffer == "work" else 0
+    return TensorMap(buffer, dtype, tuple(dims), strides, tuple(box), swizzle, offset), total
+
+
+def box_indices(m: TensorMap, at: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(byte offset of every byte of a box in the tensor, is it inside), in the order of the box before the swizzle."""
+    size = ELEMENT_BYTES[m.dtype]
+    x = np.arange(m.box[0] * size)
+    element, byte = x // size + at[0], x % size
+    offset, inside = element * size + byte, (element >= 0) & (element < m.dims[0])
+    for d in range(1, len(m.dims)):
+        i = np.arange(m.box[d]) + at[d]
+        offset = i[(slice(None), *([None] * d))] * m.strides[d - 1] + offset
+        inside = ((i >= 0) & (i < m.dims[d]))[(slice(None), *([None] * d))] & inside
+    return offset.reshape(-1), inside.reshape(-1)
+
+
+def swizzled(m: TensorMap, nbytes: int) -> NDArray[np.int64]:
+    """Place in shared memory of every byte of a box."""
+    o = np.arange(nbytes)
+    return o ^ ((o >> 7 & 7) << 4) if m.swizzle else o
+
+
+def load_launch(seed: int, m: TensorMap, total: int, at: list[tuple[int, ...]]) -> Launch:
+    tensor = words(seed, -(-total // 4)).view(np.uint8)
+    nbytes = ELEMENT_BYTES[m.dtype] * int(np.prod(m.box))
+    want = np.zeros((len(at), nbytes), np.uint8)
+    for i, where in enumerate(at):
+        offset, inside = box_indices(m, where)
+        want[i, swizzled(m, nbytes)[inside]] = tensor[offset[inside]]
+    coordinates = np.zeros((len(at), 4), np.int32)
+    coordinates[:, : len(m.dims)] = at
+    return Launch(
+        tensor, want.size, lambda out, _: exact(want, out), 0, len(at), (len(m.dims), nbytes),
+        work=raw(coordinates), grid=2, smem=SMEM, maps=(m,),
+    )  # fmt: skip
+
+
+def store_launch(seed: int, m: TensorMap, total: int, at: list[tuple[int, ...]]) -> Launch:
+    nbytes = ELEMENT_BYTES[m.dtype] * int(np.prod(m.box))
+    boxes = words(seed, len(at), nbytes // 4).view(np.uint8)
+    work = words(seed + 1, (WORK_OFFSET + total + 3) // 4).view(np.uint8)
+    coordinates = np.zeros((len(at), 4), np.int32)
+    coordinates[:, : len(m.dims)] = at
+    work[: coordinates.nbytes] = raw(coordinates)
+    want = work.copy()
+    for i, where in enumerate(at):
+        offset, inside = box_indices(m, where)
+        want[WORK_OFFSET + offset[inside]] = boxes[i, swizzled(m, nbytes)[inside]]
+    lanes = np.arange(32, dtype=np.uint32)
+    return Launch(
+        raw(boxes), 128, lambda out, after: both(exact(want, after), exact(lanes, out)), 1, len(at),
+        (len(m.dims), nbytes), work=work, grid=2, smem=SMEM, maps=(m,),
+    )  # fmt: skip
+
+
+# (name, dtype, dims, box, swizzle, boxes to load, boxes to store: apart from each other)
+SHAPES: list[tuple[str, str, list[int], list[int], int, list[tuple[int, ...]], list[tuple[int, ...]]]] = [
+    ("1d_u8", "u8", [1000], [256], 0, [(0,), (256,), (900,), (-16,), (-300,), (990,)], [(-16,), (240,), (900,)]),
+    ("1d_f32", "f32", [301], [64], 0, [(0,), (7,), (290,), (-3,)], [(-3,), (100,), (290,)]),
+    ("2d_bf16", "bf16", [100, 37], [32, 16], 0, [(0, 0), (5, 3), (90, 30), (-8, -2), (200, 0)], [(-8, -2), (40, 20), (90, 30)]),
+    ("2d_bf16_swizzled", "bf16", [200, 40], [64, 16], 128, [(0, 0), (64, 8), (3, 5), (170, 30), (-9, -4)], [(-9, -4), (64, 12), (170, 30)]),
+    ("2d_u8_swizzled", "u8", [300, 64], [128, 64], 128, [(0, 0), (128, 7), (250, 20)], [(0, 0), (128, 7)]),
+    ("2d_f32_swizzled", "f32", [96, 20], [32, 8], 128, [(0, 0), (32, 8), (80, 16)], [(0, 0), (32, 8), (80, 16)]),
+    ("3d_f16", "f16", [40, 9, 7], [16, 4, 3], 0, [(0, 0, 0), (8, 3, 2), (35, 7, 5), (-4, -1, -1)], [(-4, -1, -1), (20, 4, 3), (36, 8, 6)]),
+    ("3d_u32_swizzled", "u32", [64, 12, 5], [32, 4, 2], 128, [(0, 0, 0), (32, 4, 2), (40, 10, 4)], [(0, 0, 0), (32, 4, 2), (40, 10, 4)]),
+]  # fmt: skip
+
+
+def cases(index: int) -> list[Case]:
+    name, dtype, dims, box, swizzle, loads, stores = SHAPES[index]
+    load_map, total = tensor_map("in", dtype, dims, box, swizzle)
+    store_map, store_total = tensor_map("work", dtype, dims, box, swizzle, 16)
+    rank, common = len(dims), ("tma_prefetch_map",)
+    return [
+        Case(
+            f"tma.load_{name}", "tma", (f"tma_load_{rank}d", *common),
+            lambda: load_launch(400 + index, load_map, total, loads),
+        ),
+        Case(
+            f"tma.store_{name}", "tma", (f"tma_store_{rank}d", *common),
+            lambda: store_launch(420 + 2 * index, store_map, store_total, stores),
+        ),
+    ]  # fmt: skip
+
+
+CASES = [case for i in range(len(SHAPES)) for case in cases(i)]
