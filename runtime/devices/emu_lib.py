@@ -231,8 +231,8 @@ class EmulatorLibrary:
         self._count_names = [(i, n) for i, n in enumerate(names) if n]
 
     def encode_map(self, tensor: ctypes.Structure) -> bytes:
-        """Return the 128 bytes of a tensor map for the kernel's parameters. ``tensor``: a ``struct tilecc_tensor``
-        (``templates/include/tilecc_tensor.h``). Raises ValueError with what is wrong."""
+        """Return the 128 bytes of a tensor map for the kernel's parameters. ``tensor``: a ``struct
+        tilecc_tensor`` (``templates/include/tilecc_tensor.h``). Raises ValueError with what is wrong."""
         encoded, message = ctypes.create_string_buffer(128), ctypes.create_string_buffer(256)
         if self._lib.tk_emu_encode_map(ctypes.byref(tensor), encoded, message, len(message)):
             raise ValueError(message.value.decode())

@@ -108,7 +108,11 @@ static void try_complete(MBarrier* bar) {
 
 void mbar_arrive(uint32_t addr, uint32_t tx_bytes, bool expect, Site site) {
   preempt_point();
-  MBarrier* bar = barrier_at(my_cta(), addr, expect ? "mbar_arrive_expect_tx" : "mbar_arrive", site);
+  arrive_at(my_cta(), addr, tx_bytes, expect ? "mbar_arrive_expect_tx" : "mbar_arrive", site);
+}
+
+void arrive_at(CtaState* cta, uint32_t addr, uint32_t tx_bytes, const char* what, Site site) {
+  MBarrier* bar = barrier_at(cta, addr, what, site);
   count(kMbarArrive);
   bar->tx += tx_bytes;
   if (bar->tx > 0xfffff)

@@ -89,14 +89,17 @@ struct CtaState : Cta {
   ShadowSpace shadow;
   std::unordered_map<uint32_t, std::pair<const char*, uint32_t>> early_names;  // of barriers not yet initialised
   struct ClusterState* cluster = nullptr;
-  uint32_t exited_warps = 0;
   bool declared = false;  // some region was declared: undeclared shared memory is out of bounds
 };
+
+constexpr uint32_t kClusterBarrier = 16;
 
 // CTAs that reach each other's shared memory.
 struct ClusterState {
   std::vector<CtaState*> ctas;
-  NamedBarrier barrier;  // of cluster_sync
+  NamedBarrier barrier;  // of the running round
+  uint64_t round = 0;    // complete rounds of the barrier
+  Clocks done;           // published to the last of them
 };
 
 // A bulk store, from issue to the wait that guarantees it.
@@ -114,7 +117,8 @@ struct WarpState : Warp {
   int ready_position = -1;
   uint64_t priority = 0;
   NamedBarrier* parked_in = nullptr;
-  uint32_t parked_id = 0;
+  uint32_t parked_id = 0;       // named barrier, or kClusterBarrier
+  uint64_t cluster_round = 0;   // of the cluster's barrier that this warp arrived at and has not waited for
   std::vector<Store> stores;
   uint64_t groups = 0;  // committed so far
   int registers = 0;
@@ -217,6 +221,7 @@ void check_thread_exit();        // copy.cpp
 
 // barrier.cpp
 MBarrier* barrier_at(CtaState* cta, uint32_t addr, const char* what, Site site);
+void arrive_at(CtaState* cta, uint32_t addr, uint32_t tx_bytes, const char* what, Site site);
 void complete_tx(MBarrier* bar, uint32_t bytes, Site site);
 void wake_counter(const void* p);
 

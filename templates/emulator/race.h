@@ -24,6 +24,7 @@ void stores_done(uint32_t agent, uint64_t group);
 // Accesses of bulk copies.
 void shadow_async_smem(CtaState* cta, uint32_t addr, uint32_t bytes, bool write, AsyncAccess by, const char* what,
                        Site site);
+void shadow_peer_smem(CtaState* cta, uint32_t addr, uint32_t bytes, bool write, const char* what, Site site);
 void shadow_async_global(const void* p, uint64_t bytes, bool write, AsyncAccess by, const char* what, Site site);
 
 }  // namespace tk_emu

@@ -128,9 +128,12 @@ static std::string object_text(const Thread& t) {
 }
 
 static void waits_of_warp(const WarpState& w, std::vector<std::string>& lines) {
-  if (w.parked_in)
-    lines.push_back(warp_text(&w) + text(" lanes 0-31: %s on named barrier %u, where %u of %u threads arrived, at ", w.what,
-                                         w.parked_id, w.parked_in->arrived, w.parked_in->threads) + place(w.site));
+  if (w.parked_in) {
+    const bool cluster = w.parked_id == kClusterBarrier;
+    const std::string barrier = cluster ? "the barrier of the cluster" : text("named barrier %u", w.parked_id);
+    lines.push_back(warp_text(&w) + text(" lanes 0-31: %s on %s, where %u of %u threads arrived, at ", w.what, barrier.c_str(),
+                                         w.parked_in->arrived, w.parked_in->threads) + place(w.site));
+  }
   if (w.arrived)
     lines.push_back(warp_text(&w) + " " + lanes_text(w.arrived) + text(": %s, not reached by %s, at ", w.what,
                     lanes_text(~w.arrived).c_str()) + place(w.site));

@@ -214,6 +214,12 @@ void shadow_global(const void* p, uint32_t bytes, bool write, const char* what, 
   sweep_global(p, bytes, now);
 }
 
+// A generic access to the shared memory of another CTA of the cluster.
+void shadow_peer_smem(CtaState* cta, uint32_t addr, uint32_t bytes, bool write, const char* what, Site site) {
+  Current now = generic(write, what, site);
+  sweep_smem(cta, addr, bytes, now);
+}
+
 void shadow_async_smem(CtaState* cta, uint32_t addr, uint32_t bytes, bool write, AsyncAccess by, const char* what,
                        Site site) {
   Current now = asynchronous(write, by, what, site);

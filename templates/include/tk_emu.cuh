@@ -22,3 +22,4 @@
 #include "tk_emu_matrix.h"
 #include "tk_emu_copy.h"
 #include "tk_emu_tensor.h"
+#include "tk_emu_cluster.h"

@@ -20,3 +20,4 @@
 #include "tk_ptx_matrix.cuh"
 #include "tk_ptx_copy.cuh"
 #include "tk_ptx_tensor.cuh"
+#include "tk_ptx_cluster.cuh"

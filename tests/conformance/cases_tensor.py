@@ -1,4 +1,4 @@
-"""Cases of ``kernels/tma.cu``: boxes through tensor maps, inside and outside the tensor, with and without swizzle."""
+"""Cases of ``kernels/tma.cu``: boxes through tensor maps, in and outside the tensor, swizzled or not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tensor_map(
 
 
 def box_indices(m: TensorMap, at: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """(byte offset of every byte of a box in the tensor, is it inside), in the order of the box before the swizzle."""
+    """(offset in the tensor, is it inside) of every byte of a box, before the swizzle."""
     size = ELEMENT_BYTES[m.dtype]
     x = np.arange(m.box[0] * size)
     element, byte = x // size + at[0], x % size
@@ -80,16 +80,32 @@ def store_launch(seed: int, m: TensorMap, total: int, at: list[tuple[int, ...]])
     )  # fmt: skip
 
 
-# (name, dtype, dims, box, swizzle, boxes to load, boxes to store: apart from each other)
-SHAPES: list[tuple[str, str, list[int], list[int], int, list[tuple[int, ...]], list[tuple[int, ...]]]] = [
-    ("1d_u8", "u8", [1000], [256], 0, [(0,), (256,), (900,), (-16,), (-300,), (990,)], [(-16,), (240,), (900,)]),
+Shape = tuple[str, str, list[int], list[int], int, list[tuple[int, ...]], list[tuple[int, ...]]]
+"""(name, dtype, dims, box, swizzle, boxes to load, boxes to store: apart from each other)"""
+
+IN_2D = [(0, 0), (32, 8), (80, 16)]
+IN_3D = [(0, 0, 0), (32, 4, 2), (40, 10, 4)]
+SHAPES: list[Shape] = [
+    ("1d_u8", "u8", [1000], [256], 0, [(0,), (256,), (900,), (-16,), (-300,)], [(-16,), (240,), (900,)]),
     ("1d_f32", "f32", [301], [64], 0, [(0,), (7,), (290,), (-3,)], [(-3,), (100,), (290,)]),
-    ("2d_bf16", "bf16", [100, 37], [32, 16], 0, [(0, 0), (5, 3), (90, 30), (-8, -2), (200, 0)], [(-8, -2), (40, 20), (90, 30)]),
-    ("2d_bf16_swizzled", "bf16", [200, 40], [64, 16], 128, [(0, 0), (64, 8), (3, 5), (170, 30), (-9, -4)], [(-9, -4), (64, 12), (170, 30)]),
-    ("2d_u8_swizzled", "u8", [300, 64], [128, 64], 128, [(0, 0), (128, 7), (250, 20)], [(0, 0), (128, 7)]),
-    ("2d_f32_swizzled", "f32", [96, 20], [32, 8], 128, [(0, 0), (32, 8), (80, 16)], [(0, 0), (32, 8), (80, 16)]),
-    ("3d_f16", "f16", [40, 9, 7], [16, 4, 3], 0, [(0, 0, 0), (8, 3, 2), (35, 7, 5), (-4, -1, -1)], [(-4, -1, -1), (20, 4, 3), (36, 8, 6)]),
-    ("3d_u32_swizzled", "u32", [64, 12, 5], [32, 4, 2], 128, [(0, 0, 0), (32, 4, 2), (40, 10, 4)], [(0, 0, 0), (32, 4, 2), (40, 10, 4)]),
+    (
+        "2d_bf16", "bf16", [100, 37], [32, 16], 0,
+        [(0, 0), (5, 3), (90, 30), (-8, -2), (200, 0)], [(-8, -2), (40, 20), (90, 30)],
+    ),
+    (
+        "2d_bf16_swizzled", "bf16", [200, 40], [64, 16], 128,
+        [(0, 0), (64, 8), (3, 5), (170, 30), (-9, -4)], [(-9, -4), (64, 12), (170, 30)],
+    ),
+    (
+        "2d_u8_swizzled", "u8", [300, 64], [128, 64], 128,
+        [(0, 0), (128, 7), (250, 20)], [(0, 0), (128, 7)],
+    ),
+    ("2d_f32_swizzled", "f32", [96, 20], [32, 8], 128, IN_2D, IN_2D),
+    (
+        "3d_f16", "f16", [40, 9, 7], [16, 4, 3], 0,
+        [(0, 0, 0), (8, 3, 2), (35, 7, 5), (-4, -1, -1)], [(-4, -1, -1), (20, 4, 3), (36, 8, 6)],
+    ),
+    ("3d_u32_swizzled", "u32", [64, 12, 5], [32, 4, 2], 128, IN_3D, IN_3D),
 ]  # fmt: skip
 
 
