@@ -177,6 +177,7 @@ struct Engine {
   uint64_t next_priority_change = 0;
   uint64_t live = 0;
   uint64_t decisions = 0;  // of the scheduler
+  uint64_t clock_reads = 0;
   bool stopped = false;
   bool deadlocked = false;
 

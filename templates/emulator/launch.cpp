@@ -15,6 +15,7 @@ extern "C" const unsigned long tk_emu_kernel_params_bytes;
 namespace tk_emu {
 
 uint32_t grid_ctas() { return engine->options.grid; }
+uint64_t read_clock() { return ++engine->clock_reads; }
 void name_role(uint32_t id, const char* name) {
   if (!engine->role_names.count(id)) engine->role_names[id] = name;
 }

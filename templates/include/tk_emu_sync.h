@@ -9,6 +9,7 @@ TK_HIDDEN void mbar_name(uint32_t bar, const char* name, uint32_t index, Site si
 TK_HIDDEN void name_role(uint32_t id, const char* name);
 TK_HIDDEN void name_op(uint32_t id, const char* name);
 TK_HIDDEN uint32_t grid_ctas();
+TK_HIDDEN uint64_t read_clock();
 
 TK_HIDDEN void mbar_init(uint32_t bar, uint32_t count, Site site);
 TK_HIDDEN void fence_mbar_init();
@@ -46,6 +47,9 @@ TK_FN u32 cta() { return tk_emu::cur->cta->index; }
 TK_FN u32 ncta() { return tk_emu::grid_ctas(); }
 TK_FN bool elect() { return tk_emu::cur->lane == 0; }
 TK_FN smem_t smem_base() { return tk_emu::kSmemBase; }
+// There is no time here: every read of either clock gives one more than the read before.
+TK_FN u32 clock32() { return static_cast<u32>(tk_emu::read_clock()); }
+TK_FN u64 global_timer() { return tk_emu::read_clock(); }
 
 TK_FN void smem_region(const char* name, smem_t addr, u32 bytes, TK_SITE) {
   tk_emu::smem_region(name, addr, bytes, site);

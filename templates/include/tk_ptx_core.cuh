@@ -20,13 +20,22 @@ TK_FN void mbar_name(smem_t, const char*, u32) {}
 TK_FN void name_role(u32, const char*) {}
 TK_FN void name_op(u32, const char*) {}
 
-// ---- watchdog -------------------------------------------------------------------------------------
+// ---- clocks, for records only: no decision of a kernel depends on one ------------------------------
 
+// Cycles of this SM, the low 32 bits. Not reordered with other volatile primitives.
+TK_FN u32 clock32() {
+  u32 t;
+  asm volatile("mov.u32 %0, %clock;" : "=r"(t)::"memory");
+  return t;
+}
+// Nanoseconds, the same on every SM; advances in steps of some 32 ns.
 TK_FN u64 global_timer() {
   u64 t;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
   return t;
 }
+
+// ---- watchdog -------------------------------------------------------------------------------------
 
 // The first lane of the grid that gives up writes the record, then every one of them traps. Out of line, and Watch by
 // value: inlined into every wait it cost a kernel a hundred registers.
