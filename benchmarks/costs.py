@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
 """Micro-costs of one GPU: what hand-offs, copies, loads and instructions of emitted kernels take.
 
-    python benchmarks/costs.py --build DIR                builds DIR/libcosts.so for sm_90a (needs nvcc, no GPU)
-    python3 benchmarks/costs.py --run DIR --out OUT       measures (needs a GPU and numpy); writes OUT/costs-<gpu>.json, .md
+    python benchmarks/costs.py --build DIR
+        builds DIR/libcosts.so for sm_90a (needs nvcc, no GPU)
+    python3 benchmarks/costs.py --run DIR --out OUT
+        measures (needs a GPU and numpy); writes OUT/costs-<gpu>.json and .md
     python3 benchmarks/costs.py --run DIR --out OUT --sanitize TOOL
-                                                          the same kernels, few repetitions, under compute-sanitizer TOOL
-                                                          (memcheck, racecheck, synccheck, initcheck)
-    python benchmarks/costs.py --import RESULT.json       makes them the measured costs of the target table
+        the same kernels, few repetitions, under compute-sanitizer's memcheck, racecheck, synccheck or
+        initcheck
+    python benchmarks/costs.py --import RESULT.json
+        makes them the measured costs of the target table
 
-The kernels (benchmarks/micro) use the primitive header alone, so they measure what emitted kernels do. Every group of
-measurements runs in a process of its own with a time limit; whatever a kernel moves or computes is checked, and a group
-whose data is wrong reports that in place of its numbers. Exit status 0: all groups measured; 1: some did not.
+The kernels (benchmarks/micro) use the primitive header alone, so they measure what emitted kernels do. Every
+group of measurements runs in a process of its own with a time limit; whatever a kernel moves or computes is
+checked, and a group whose data is wrong reports that in place of its numbers. Exit status 0: all groups were
+measured; 1: some were not.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ GROUP_SECONDS = {"launch": 40, "sync": 60, "stream": 80, "latency": 60, "activat
 
 
 def build(out: Path) -> list[Path]:
-    """Compile the kernels and their host side: one library to measure, one with a patient watchdog to sanitize."""
+    """Compile the kernels and their host side: one library to measure, one with a patient watchdog."""
     from tilecc.build.nvcc import find_nvcc
     from tilecc.target import find_target
 
@@ -47,7 +51,14 @@ def build(out: Path) -> list[Path]:
     built = []
     for name, watchdog in ((LIBRARY, WATCHDOG_NS), ("sanitize-" + LIBRARY, SANITIZE_WATCHDOG_NS)):
         made = out / ("." + name)
-        command = [str(find_nvcc()), "-std=c++17", "-O3", "-lineinfo", "-gencode", find_target("sm_90a").gencode]
+        command = [
+            str(find_nvcc()),
+            "-std=c++17",
+            "-O3",
+            "-lineinfo",
+            "-gencode",
+            find_target("sm_90a").gencode,
+        ]
         command += [f"-DTK_WATCHDOG_NS={watchdog}ull", f"-I{ROOT / 'templates' / 'include'}", "-Xcompiler"]
         command += ["-fPIC,-fvisibility=hidden", "-shared", "-cudart", "static", "-Werror", "all-warnings"]
         subprocess.run([*command, str(MICRO / "host.cu"), "-o", str(made)], check=True)
@@ -123,7 +134,10 @@ def run(directory: Path, out: Path, groups: list[str], sanitize: str | None, bud
         state = f"failed: {failed[group]}" if group in failed else "ok"
         print(f"{group:12} {found.get(group, {}).get('seconds', '-'):>6} s  {state}", flush=True)
     if sanitize:
-        print(f"compute-sanitizer {sanitize}: " + (f"{len(failed)} groups with findings" if failed else "0 errors"))
+        print(
+            f"compute-sanitizer {sanitize}: "
+            + (f"{len(failed)} groups with findings" if failed else "0 errors")
+        )
         return 1 if failed else 0
     if not found:
         return 1
@@ -133,7 +147,9 @@ def run(directory: Path, out: Path, groups: list[str], sanitize: str | None, bud
         "device": next(iter(found.values()))["device"] | {"driver": driver_version()},
         "seconds": {g: f["seconds"] for g, f in found.items()},
         "failed": failed,
-        "costs": {c["key"]: {k: v for k, v in c.items() if k != "key"} for f in found.values() for c in f["costs"]},
+        "costs": {
+            c["key"]: {k: v for k, v in c.items() if k != "key"} for f in found.values() for c in f["costs"]
+        },
     }
     from benchmarks.micro.report import file_stem, table
 
@@ -147,16 +163,22 @@ def run(directory: Path, out: Path, groups: list[str], sanitize: str | None, bud
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--build", type=Path, metavar="DIR")
     what.add_argument("--run", type=Path, metavar="DIR")
     what.add_argument("--import", type=Path, metavar="RESULT.json", dest="result")
     what.add_argument("--group", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, metavar="OUT", help="directory of the results of --run")
-    parser.add_argument("--only", default="", metavar="GROUPS", help="comma-separated, of: " + ", ".join(GROUP_SECONDS))
+    parser.add_argument(
+        "--only", default="", metavar="GROUPS", help="comma-separated, of: " + ", ".join(GROUP_SECONDS)
+    )
     parser.add_argument("--sanitize", choices=["memcheck", "racecheck", "synccheck", "initcheck"])
-    parser.add_argument("--budget", type=float, default=150.0, help="seconds that --run may take (default 150)")
+    parser.add_argument(
+        "--budget", type=float, default=150.0, help="seconds that --run may take (default 150)"
+    )
     parser.add_argument("--library", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--scale", default="full", help=argparse.SUPPRESS)

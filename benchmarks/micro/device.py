@@ -1,7 +1,7 @@
 """The kernels of this folder on a GPU: a ctypes view of ``host.cu``. Needs the built library and numpy only.
 
-Every launch zeroes the counters, poisons what the kernel must write, and checks return codes; a kernel that does not end
-is reported with the record that its watchdog left.
+Every launch zeroes the counters, poisons what the kernel must write, and checks return codes; a kernel that
+does not end is reported with the record that its watchdog left.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ STATUS_WORDS = 64
 FIRST_WORD, STEP = 0x7F4A7C15, 0x9E3779B1
 MODES = {
     "sync": (
-        "mbar_lane mbar_warp mbar_passed warp_to_warp named_barrier cta_sync syncwarp shuffle fence_gpu fence_proxy "
-        "counter counter_store counter_data counter_fence counter_bulk grid grid_data"
+        "mbar_lane mbar_warp mbar_passed warp_to_warp named_barrier cta_sync syncwarp shuffle fence_gpu "
+        "fence_proxy counter counter_store counter_data counter_fence counter_bulk grid grid_data"
     ).split(),
     "copy": "fill latency stream activations prefetch chase staged".split(),
     "rates": (
@@ -38,15 +38,19 @@ class Params(ctypes.Structure):
     """``struct MicroParams`` of params.cuh."""
 
     _fields_ = [
-        *((name, ctypes.c_uint64) for name in "data work counters times sums spans status offset bytes".split()),
+        *(
+            (name, ctypes.c_uint64)
+            for name in "data work counters times sums spans status offset bytes".split()
+        ),
         *((name, ctypes.c_uint32) for name in "mode rounds samples size stages a b c".split()),
     ]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One launch. ``times`` [grid, samples] clocks; ``sums`` [grid, 8]; ``seconds`` from the first CTA's begin to the
-    last one's end; ``hertz`` the SM clock during it; ``event_seconds`` by the events around it."""
+    """One launch. ``times`` [rows, samples] clocks; ``sums`` [grid, 8]; ``seconds`` from the first CTA's
+    begin to the last one's end; ``hertz``: SM clock; ``event_seconds`` by the events around it; ``work``:
+    what was asked for."""
 
     times: NDArray[np.uint32]
     sums: NDArray[np.uint32]
@@ -80,9 +84,9 @@ class Machine(Protocol):
         samples: int = 1,
         **fields: int,
     ) -> Run:
-        """Run once. ``fields`` go into the parameters. ``upload`` is written to `work` before; without it and without
-        ``keep`` the begin of `work` is poisoned. ``rows``: rows of `times` (default: grid); ``read``: bytes of `work` to
-        return."""
+        """Run once. ``fields`` go into the parameters. ``upload`` is written to `work` before; without
+        ``keep`` the begin of `work` was poisoned. ``rows``: rows of `times` (default: grid); ``read``: bytes
+        of `work` to return."""
         ...
 
 
@@ -146,7 +150,9 @@ class Gpu:
         self._counters, self._times = self._alloc(COUNTER_BYTES), self._alloc(16 << 20)
         self._sums, self._spans = self._alloc(self.sms * 32), self._alloc(self.sms * 32)
         status = ctypes.c_void_p()
-        self._check("alloc", self._lib.micro_alloc_host(ctypes.c_uint64(4 * STATUS_WORDS), ctypes.byref(status)))
+        self._check(
+            "alloc", self._lib.micro_alloc_host(ctypes.c_uint64(4 * STATUS_WORDS), ctypes.byref(status))
+        )
         assert status.value is not None
         self._status_address = status.value
         self._status = (ctypes.c_uint32 * STATUS_WORDS).from_address(status.value)
@@ -205,7 +211,13 @@ class Gpu:
         )
         ms = ctypes.c_float()
         code = self._lib.micro_launch(
-            KERNELS.index(kernel), ctypes.byref(params), grid, smem, int(cooperative), timeout, ctypes.byref(ms)
+            KERNELS.index(kernel),
+            ctypes.byref(params),
+            grid,
+            smem,
+            int(cooperative),
+            timeout,
+            ctypes.byref(ms),
         )
         self._check(f"{kernel}/{mode}", code)
         times = self._download(self._times, rows * samples).reshape(rows, samples)
@@ -215,7 +227,9 @@ class Gpu:
         lasted = (end - begin).astype(np.float64)
         clocks = (spans[:, 5] - spans[:, 4]).astype(np.float64)
         if lasted.max() > 1e5 or not self._hertz:  # the global timer is too coarse for a shorter run
-            self._hertz = float(np.median((clocks / np.maximum(lasted, 1.0))[lasted > lasted.max() / 2])) * 1e9
+            self._hertz = (
+                float(np.median((clocks / np.maximum(lasted, 1.0))[lasted > lasted.max() / 2])) * 1e9
+            )
         seconds = float(int(end.max()) - int(begin.min())) * 1e-9
         back = self._download(self._work, read // 4)
         return Run(times, sums, seconds, self._hertz, ms.value * 1e-3, back)
@@ -231,7 +245,8 @@ class Gpu:
         return 2.0 * nbytes * n / (ms.value * 1e-3)
 
     def launches(self, kind: int, smem: int, n: int) -> tuple[float, float]:
-        """(seconds per kernel back to back, seconds of one from the call to its end) of an empty kernel on all SMs."""
+        """Seconds (per kernel back to back, of one from the call to its end) of an empty kernel on all
+        SMs."""
         device, host = ctypes.c_float(), ctypes.c_double()
         code = self._lib.micro_launches(kind, self.sms, smem, n, ctypes.byref(device), ctypes.byref(host))
         self._check("launches", code)

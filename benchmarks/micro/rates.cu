@@ -13,8 +13,7 @@ enum Op : u32 { kLop3, kShift, kPrmt, kImad, kFfma, kFadd, kBf16Mul, kBf16Fma, k
 // One step of a chain: x, from its neighbours y and z.
 template <u32 O>
 TK_FN u32 step(u32 x, u32 y, u32 z) {
-  if (O == kLop3) return (x & y) ^ z;
-  if (O == kShift) return x << (z & 31u) | x >> (32u - (z & 31u));
+  if (O == kShift) return y >> x;  // y < 32, so the value stays a legal count
   if (O == kPrmt) return prmt(x, y, z);
   if (O == kImad) return x * y + z;
   if (O == kFfma) return f2u(u2f(x) * u2f(y) + u2f(z));
@@ -42,6 +41,22 @@ TK_FN u32 alu(const MicroParams& p, u32 x0, u32 y, u32 z) {
   return v;
 }
 
+// x = (x & y) ^ z with four pairs (y, z) in turn: with one pair two steps fold into none.
+template <u32 kChains>
+TK_FN u32 logic(const MicroParams& p, u32 x0, u32 y, u32 z) {
+  u32 x[kChains];
+  const u32 ys[4] = {y, y * 5u, y * 7u, y * 11u}, zs[4] = {z, z * 5u, z * 7u, z * 11u};
+  TK_UNROLL for (u32 i = 0; i < kChains; i++) x[i] = x0 + i;
+  MICRO_ROLLED for (u32 r = 0; r < p.rounds; r++) {
+    TK_UNROLL for (u32 k = 0; k < kUnroll / kChains; k++) {
+      TK_UNROLL for (u32 i = 0; i < kChains; i++) x[i] = (x[i] & ys[k % 4]) ^ zs[k % 4];
+    }
+  }
+  u32 v = 0;
+  TK_UNROLL for (u32 i = 0; i < kChains; i++) v += x[i];
+  return v;
+}
+
 // Loads of 32 lanes without bank conflicts; with one chain the next address is what was loaded.
 template <u32 O, u32 kChains>
 TK_FN u32 shared(const MicroParams& p, smem_t table) {
@@ -51,12 +66,17 @@ TK_FN u32 shared(const MicroParams& p, smem_t table) {
   MICRO_ROLLED for (u32 r = 0; r < p.rounds; r++) {
     TK_UNROLL for (u32 k = 0; k < kUnroll; k++) {
       const smem_t a = table + (kChains == 1 ? at : (k % 16) * 32 * kWidth + ln * kWidth);
-      u32 x;
-      if (O == kLds128) x = lds128(a).x;
-      else if (O == kLds64) x = lds64(a).x;
-      else x = lds32(a);
-      if (kChains == 1) at = x;
-      else v += x;
+      // Every word is used, or the assembler narrows the load.
+      u32x4 x{0, 0, 0, 0};
+      if (O == kLds128) x = lds128(a);
+      else if (O == kLds64) {
+        const u32x2 two = lds64(a);
+        x.x = two.x, x.y = two.y;
+      }
+      else x.x = lds32(a);
+      if (kChains == 1) at = x.x;
+      else v += x.x;
+      v += x.y + x.z + x.w;
     }
   }
   return v + at;
@@ -82,6 +102,7 @@ template <u32 O, u32 kChains>
 TK_FN u32 run(const MicroParams& p, smem_t table, u32 x, u32 y, u32 z) {
   if (O == kMma) return tensor<kChains>(p);
   if (O == kLds128 || O == kLds64 || O == kLds32) return shared<O, kChains>(p, table);
+  if (O == kLop3) return logic<kChains>(p, x, y, z);
   return alu<O, kChains>(p, x, y, z);
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def file_stem(name: str) -> str:
-    """"NVIDIA H100 80GB HBM3" -> "h100"."""
+    """ "NVIDIA H100 80GB HBM3" -> "h100"."""
     found = re.search(r"\b(?:H|B|GB|GH|A|L)\d{2,3}\w*", name)
     return (found.group(0) if found else re.sub(r"\W+", "-", name)).lower()
 
@@ -31,15 +31,22 @@ def table(result: dict[str, Any]) -> str:
     head = [
         f"# Micro-costs of {d['name']}",
         "",
-        f"{result['date']}; {d['sms']} SMs, {d['l2_bytes'] >> 20} MiB of L2; driver {d['driver'] or 'unknown'}, CUDA "
-        f"{d['cuda_driver']} (runtime {d['cuda_runtime']}); clock limit {d['clock_limit_hz'] / 1e6:.0f} MHz.",
+        f"{result['date']}; {d['sms']} SMs, {d['l2_bytes'] >> 20} MiB of L2; "
+        f"driver {d['driver'] or 'unknown'}, CUDA {d['cuda_driver']} (runtime {d['cuda_runtime']}); "
+        f"clock limit {d['clock_limit_hz'] / 1e6:.0f} MHz.",
         "Median, and the 5th and 95th percentile of all samples. Made by `benchmarks/costs.py --run`.",
     ]
     for group, why in result["failed"].items():
         head += ["", f"**{group} was not measured: {why}**"]
-    rows = ["", "| cost | median | 5 % | 95 % | clocks | samples | what | checked |", "|---|---|---|---|---|---|---|---|"]
+    rows = [
+        "",
+        "| cost | median | 5 % | 95 % | clocks | samples | what | checked |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for key, c in result["costs"].items():
         low, mid, high = (show(c[k], c["unit"]) for k in ("low", "value", "high"))
         clocks = f"{c['clocks']:.0f}" if c["clocks"] is not None else ""
-        rows.append(f"| `{key}` | {mid} | {low} | {high} | {clocks} | {c['samples']} | {c['what']} | {c['checked']} |")
+        rows.append(
+            f"| `{key}` | {mid} | {low} | {high} | {clocks} | {c['samples']} | {c['what']} | {c['checked']} |"
+        )
     return "\n".join([*head, *rows]) + "\n"

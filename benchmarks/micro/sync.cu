@@ -21,7 +21,7 @@ enum Mode : u32 {
   kCounter,        // red.release there, wait_ge here: there and back
   kCounterStore,   // the same with st.release
   kCounterData,    // 512 bytes: st, syncwarp, red.release | wait_ge, syncwarp, ld
-  kCounterFence,   // 512 bytes: st, fence, syncwarp, red.relaxed | wait_ge, syncwarp, ld
+  kCounterFence,   // 512 bytes: st, syncwarp, fence, red.relaxed | wait_ge, syncwarp, ld
   kCounterBulk,    // `size` bytes: st.shared, fence, bulk store, wait, red.release | wait_ge, fence, bulk load, wait
   kGrid,           // all CTAs; a: 0 one counter, 1 counter and release flag, 2 tree, 3 tree and flags; b: group; c: pollers
   kGridData,       // the same with 512 bytes stored before and another CTA's read after
@@ -170,8 +170,8 @@ TK_FN void counters(const MicroParams& p, const Watch& w) {
 
 template <u32 M>
 TK_FN void publish(u32* counter) {
-  if (M == kCounterFence) fence_gpu();
   syncwarp();
+  if (M == kCounterFence && elect()) fence_gpu();  // the lane that arrives fences for the warp
   if (M == kCounterFence) red_relaxed(counter, 1);
   else red_release(counter, 1);
 }
