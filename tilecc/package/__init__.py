@@ -11,6 +11,7 @@ from tilecc.package.manifest import (
     Region,
     RowRule,
 )
+from tilecc.package.text import text_digest, text_files
 
 __all__ = [
     "ABI_VERSION",
@@ -22,4 +23,6 @@ __all__ = [
     "Manifest",
     "Region",
     "RowRule",
+    "text_digest",
+    "text_files",
 ]
