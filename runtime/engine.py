@@ -79,7 +79,7 @@ class Engine:
         """Load a package and a checkpoint onto a device.
 
         ``grid``: number of CTAs (default: the device's own choice; results do not depend on it). ``seed``,
-        ``schedule`` and ``emulator`` (landing, detect, preempt) steer the emulator's scheduling. Raises
+        ``schedule`` and ``emulator`` (landing, detect, preempt, lint) steer the emulator's scheduling. Raises
         TC0406 (unknown device), TC0402 (device not usable), TC0405 (package and checkpoint of different
         models), TC0407 (``max_seqs``), TC05xx (compilers), TC06xx (package), TC03xx (checkpoint).
         """

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilecc.build.emulator import build_emulator_kernel
+from tilecc.build.lint import check_edited
 from tilecc.diag import Diagnostic, Span, TileccError, error
 from tilecc.diag.model import nearest
 from tilecc.package import Manifest, Region
@@ -67,17 +68,21 @@ class EmulatorDevice:
         landing: str = "at_once",
         detect: int = 0,
         preempt: int | None = None,
+        lint: bool = True,
     ) -> None:
         """Build the package's kernel for the CPU, or take it from the cache.
 
         ``schedule``: round_robin, random or pct; ``landing`` of bulk copies: at_once, random or last;
         ``preempt``: percent of primitives after which another warp may run (default 0, with a random
         schedule 10); ``detect``: flags of emu_lib. Raises TC0407 for values outside these, TC0503, TC0504
-        from the C++ compiler.
+        from the C++ compiler, TC0602 for a package with another version's primitives, and TC092x if its text
+        was edited and breaks a rule (not with ``lint`` False: then the detectors alone decide).
         """
         self.grid = grid if grid is not None else min(manifest.default_grid, DEFAULT_GRID)
         if not 1 <= self.grid <= MAX_GRID:
             raise error("TC0407", f"a grid of {self.grid} CTAs", note=f"the emulator runs 1 to {MAX_GRID}")
+        if lint:
+            check_edited(package, manifest)
         library = build_emulator_kernel(package / manifest.source, package / "include", manifest.name)
         self._library = emu_lib.EmulatorLibrary(library)
         self._options = emu_lib.LaunchOptions(

@@ -21,7 +21,19 @@ MODEL = ROOT / "models" / "mimo_tiny.py"
 CHECKPOINT = ROOT / "models" / "mimo_tiny"
 PROMPT = "import os\n\ndef read_lines(path):\n"
 
-COMMANDS = ["compile", "run", "emulate", "logits", "inspect", "doctor", "explain", "targets", "passes", "ops"]
+COMMANDS = [
+    "compile",
+    "run",
+    "emulate",
+    "lint",
+    "logits",
+    "inspect",
+    "doctor",
+    "explain",
+    "targets",
+    "passes",
+    "ops",
+]
 
 
 def test_help_names_every_command_and_exit_code(cli: Any) -> None:
@@ -44,8 +56,9 @@ def test_help_names_every_command_and_exit_code(cli: Any) -> None:
         (
             "emulate",
             "--checkpoint --prompt --ids --seeds --first-seed --schedule --landing --detect --preempt --grid"
-            " --max-tokens --steps --json",
+            " --max-tokens --steps --lint --json",
         ),
+        ("lint", "--json"),
         ("inspect", "--as --json"),
         ("doctor", "--json"),
     ],

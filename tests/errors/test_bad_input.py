@@ -360,8 +360,8 @@ def test_packages(cli: Any, tiny_package: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_package, package)
     manifest = package / "manifest.json"
     text = manifest.read_text()
-    manifest.write_text(text.replace('"format_version": 1', '"format_version": 99'))
-    check(cli("inspect", package), "TC0602", "99", "1")
+    manifest.write_text(text.replace('"format_version": 2', '"format_version": 99'))
+    check(cli("inspect", package), "TC0602", "99", "2")
     manifest.write_text(text[:200])
     check(cli("inspect", package), "TC0603", str(manifest))
     manifest.write_text(text)

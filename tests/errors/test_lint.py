@@ -3,14 +3,19 @@ that tilecc itself writes is."""
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tilecc.build.lint import RULES, lint_package, lint_texts
 from tilecc.build.lint.tokens import tokenize
-from tilecc.diag import Diagnostic
+from tilecc.diag import CATALOGUE, Diagnostic
 from tilecc.package import Manifest
+from tilecc.runtime.engine import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 INCLUDE = ROOT / "templates" / "include"
@@ -218,6 +223,84 @@ def test_nothing_we_ship_breaks_a_rule(tiny_package: Path) -> None:
         # misuse.cu holds one mistake per mode on purpose.
         expected = {"TC0922", "TC0924", "TC0926"} if kernel.name == "misuse.cu" else set()
         assert {d.code for d in found} == expected, [(d.message, d.span) for d in found]
+
+
+EDITS = [
+    (1, 'asm volatile("membar.gl;" ::: "memory");'),
+    (1, "if (c.p.workspace[0] == 1) return;"),
+    (2, "while (tk::ld_acquire(c.counter(0)) == 0) {}"),
+]
+"""What somebody may add to the consumer's loop by hand."""
+
+
+@pytest.mark.parametrize(("rule", "line"), EDITS)
+def test_edited_package_is_refused_before_it_is_built(
+    rule: int, line: str, cli: Any, tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "edited"
+    shutil.copytree(tiny_package, package)
+    header = package / "include" / "op_gemv.cuh"
+    lines = header.read_text().splitlines()
+    at = next(n for n, text in enumerate(lines) if "tk::mbar_wait(c.a_full(" in text)
+    lines.insert(at, f"        {line}")
+    header.write_text("\n".join(lines) + "\n")
+
+    def never(*arguments: object, **named: object) -> None:
+        raise AssertionError("the text was compiled")
+
+    monkeypatch.setattr("tilecc.runtime.devices.emulator.build_emulator_kernel", never)
+    monkeypatch.setattr("tilecc.build.nvcc._Build.compile", never)
+    shown = cli("emulate", package, "--checkpoint", CHECKPOINT, "--seeds", 1)
+    assert shown.code == CATALOGUE[CODES[rule]].exit_code == 1 and shown.out == ""
+    assert f"error[{CODES[rule]}]: rule {rule}: " in shown.err
+    assert f"--> {header}:{at + 1}:" in shown.err and f"{at + 1} |         {line}" in shown.err
+    run = cli("run", package, "--checkpoint", CHECKPOINT, "--prompt", "x")
+    assert f"error[{CODES[rule]}]: rule {rule}: " in run.err
+    if shutil.which("nvcc"):
+        from tilecc.build.nvcc import build_cuda
+        from tilecc.diag import TileccError
+
+        with pytest.raises(TileccError) as caught:
+            build_cuda(package)
+        assert {d.code for d in caught.value.diagnostics} == {CODES[rule]}
+
+    linted = cli("lint", package, "--json")
+    facts = json.loads(linted.out)
+    assert linted.code == 1 and facts["edited"] is True
+    assert facts["diagnostics"][0]["spans"][0]["line"] == at + 1
+
+
+def test_lint_command(cli: Any, tiny_package: Path, tmp_path: Path) -> None:
+    shown = cli("lint", tiny_package)
+    assert (shown.code, shown.out) == (0, "") and "no rule is broken" in shown.err
+    assert json.loads(cli("lint", tiny_package, "--json").out) == {"edited": False, "diagnostics": []}
+    alone = cli("lint", ROOT / "tests" / "emulator" / "kernels" / "misuse.cu")
+    assert alone.code == 1 and "error[TC0924]: rule 4: " in alone.out and "syncwarp" in alone.out
+    (tmp_path / "x").mkdir()
+    assert "TC0601" in cli("lint", tmp_path / "x").err
+
+
+def test_harmless_edit_of_a_package_runs(cli: Any, tiny_package: Path, tmp_path: Path) -> None:
+    package = tmp_path / "edited"
+    shutil.copytree(tiny_package, package)
+    manifest = Manifest.load(package)
+    kernel = package / manifest.source
+    kernel.write_text(kernel.read_text() + "// a note\n")
+    shown = cli("lint", package)
+    assert shown.code == 0 and "the text was edited since it was compiled" in shown.err
+    with Engine.open(package, CHECKPOINT, grid=2) as engine:
+        assert len(engine.generate([5], 1, stop_ids=()).tokens) == 1
+
+
+def test_primitives_of_another_version_are_refused(cli: Any, tiny_package: Path, tmp_path: Path) -> None:
+    """A hand-made change of the emulation would not be what the runtime is linked against."""
+    package = tmp_path / "other"
+    shutil.copytree(tiny_package, package)
+    header = package / "include" / "tk_emu_mem.h"
+    header.write_text(header.read_text() + "// older\n")
+    shown = cli("emulate", package, "--checkpoint", CHECKPOINT, "--seeds", 1)
+    found = re.findall(r"version ([0-9a-f]{16})", shown.err)
+    assert shown.code == 1 and "error[TC0602]" in shown.err and len(set(found)) == 2
 
 
 def test_tokens_keep_their_places() -> None:

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from tilecc.diag import TileccError
-from tilecc.package import ABI_VERSION, FORMAT_VERSION, MANIFEST_NAME, Manifest, Region
+from tilecc.package import (
+    ABI_VERSION,
+    FORMAT_VERSION,
+    IR_VERSION,
+    MANIFEST_NAME,
+    Manifest,
+    Region,
+    text_digest,
+    text_files,
+)
 from tilecc.weights.layout import lay_out, matrix_entry, vector_entry
 
 
@@ -73,7 +82,10 @@ def test_failed_save_leaves_the_old_file_and_no_temporary(
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [MANIFEST_NAME]
 
 
-@pytest.mark.parametrize("field,number", [("format_version", FORMAT_VERSION), ("abi_version", ABI_VERSION)])
+@pytest.mark.parametrize(
+    "field,number",
+    [("format_version", FORMAT_VERSION), ("abi_version", ABI_VERSION), ("ir_version", IR_VERSION)],
+)
 def test_other_versions_are_refused_with_both_numbers(tmp_path: Path, field: str, number: int) -> None:
     path = sample().save(tmp_path)
     # A future file may have fields and shapes that this version cannot read: only the number counts.
@@ -85,7 +97,9 @@ def test_other_versions_are_refused_with_both_numbers(tmp_path: Path, field: str
     assert found.code == "TC0602" and f"{field} 99" in found.message and f"{field} {number}" in found.message
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"format_version": 1, "abi_version": 1, "name": 3}', "[]"])
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"format_version": 2, "abi_version": 1, "ir_version": 1, "name": 3}', "[]"]
+)
 def test_damaged_files_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST_NAME).write_text(text)
     with pytest.raises(TileccError) as caught:
@@ -102,3 +116,37 @@ def test_not_a_package(tmp_path: Path) -> None:
         assert (
             caught.value.diagnostics[0].code == "TC0601" and str(path) in caught.value.diagnostics[0].message
         )
+
+
+def test_text_digest_sees_every_edit_but_those_of_primitives(tmp_path: Path) -> None:
+    for name in (
+        "kernels/a.cu",
+        "include/op.cuh",
+        "include/p.h",
+        "include/tk_prim.cuh",
+        "include/readme.txt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    named = [p.relative_to(tmp_path).as_posix() for p in text_files(tmp_path, "kernels/a.cu")]
+    assert named == ["kernels/a.cu", "include/op.cuh", "include/p.h"]
+    seen = {text_digest(tmp_path, "kernels/a.cu")}
+    for name in named:
+        (tmp_path / name).write_text("other")
+        seen.add(text_digest(tmp_path, "kernels/a.cu"))
+    assert len(seen) == 4
+    (tmp_path / "include/tk_prim.cuh").write_text("other")
+    assert text_digest(tmp_path, "kernels/a.cu") in seen
+    with pytest.raises(OSError):
+        text_digest(tmp_path, "kernels/b.cu")
+
+
+def test_program_of_another_ir_version_is_refused(tmp_path: Path) -> None:
+    """A manifest that is older than the field counts as version 0."""
+    path = sample().save(tmp_path)
+    fields = json.loads(path.read_text())
+    del fields["ir_version"]
+    path.write_text(json.dumps(fields))
+    with pytest.raises(TileccError) as caught:
+        Manifest.load(path)
+    assert "ir_version 0, this tilecc reads ir_version 1" in caught.value.diagnostics[0].message

@@ -68,9 +68,11 @@ def build_emulator_kernel(
     ``name`` goes into the file name. Returns the shared library in the cache; a second call with the same
     inputs returns at once.
 
-    Raises TC0503 without a compiler and TC0504 when the text does not compile.
+    Raises TC0503 without a compiler, TC0504 when the text does not compile, and TC0602 when ``include`` holds
+    the emulated primitives of another version than the runtime.
     """
     library_flags = (*COMMON_FLAGS, *flags)
+    _check_primitives(include)
     headers = sorted(p for p in include.iterdir() if p.suffix in (".h", ".cuh"))
     runtime = _runtime_objects(include, library_flags)
     # Reports name places relative to the package, wherever the library in the cache was first built from.
@@ -89,6 +91,25 @@ def build_emulator_kernel(
         _run(command, source)
         os.replace(library, out)
     return out
+
+
+def _check_primitives(include: Path) -> None:
+    """The runtime is linked with what the emulated primitives of ``include`` expand to: both must be ours."""
+
+    def version(folder: Path) -> str:
+        return _digest(sorted(p for p in folder.iterdir() if p.name.startswith(("tk_emu", "tk_prim"))), [])
+
+    if include.resolve() == DEVICE_HEADERS.resolve():
+        return
+    theirs, ours = version(include), version(DEVICE_HEADERS)
+    if theirs != ours:
+        raise error(
+            "TC0602",
+            f"the package has emulated primitives of version {theirs}, this tilecc has version {ours}",
+            span=Span(str(include)),
+            note="the version is a hash of tk_prim.cuh and tk_emu*: they belong to the emulator's runtime",
+            help="compile the model again with the installed version",
+        )
 
 
 def _runtime_objects(include: Path, flags: Sequence[str]) -> list[Path]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from tilecc.build.host import HOST_HEADERS, HOST_TEMPLATES, render_launcher, tvm_ffi_include
+from tilecc.build.lint import check_edited
 from tilecc.build.ptxas import KernelFacts, parse_ptxas
 from tilecc.diag import Span, error
 from tilecc.package import Manifest
@@ -114,6 +115,7 @@ def _compile_kernel(
     build: _Build, manifest: Manifest, targets: list[str]
 ) -> tuple[Path, list[KernelFacts], bool]:
     """(object, facts in the order of the targets, was cached) of the emitted kernel."""
+    check_edited(build.package, manifest)
     generate = [flag for target in targets for flag in ("-gencode", _gencode(target))]
     source, include = build.package / manifest.source, build.package / "include"
     flags = [*FLAGS, *generate, f"-I{include}"]

@@ -68,6 +68,9 @@ def emulate_command(
     max_context: Annotated[
         int, typer.Option("--max-context", help="Context to compile a model file for.")
     ] = 1024,
+    lint: Annotated[
+        bool, typer.Option("--lint/--no-lint", help="Refuse edited text that breaks a rule for emitted text.")
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Decode the same text once per seed under adversarial schedules, and report what the detectors find.
@@ -92,7 +95,7 @@ def emulate_command(
     from tilecc.runtime.engine import Engine
 
     with config_places(checkpoint / "config.json"), status(f"building {folder.name} for the emulator"):
-        engine = Engine.open(folder, checkpoint, device="emulator", grid=grid)
+        engine = Engine.open(folder, checkpoint, device="emulator", grid=grid, lint=lint)
     with engine:
         tokens = given or _prompt_ids(engine, checkpoint, prompt)
         engine.check_prompt(tokens, max_tokens)
@@ -103,6 +106,7 @@ def emulate_command(
     command += ["--prompt", prompt] if prompt is not None else []
     command += ["--ids", ids] if ids is not None else []
     command += ["--max-tokens", str(max_tokens), "--grid", str(grid), "--detect", detect]
+    command += [] if lint else ["--no-lint"]
     bad = campaign.first_bad
     facts["reproduce"] = shlex.join([*command, *_options(bad)]) if bad else None
     if json:

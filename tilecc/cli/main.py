@@ -15,6 +15,7 @@ from tilecc.cli.doctor import doctor_command
 from tilecc.cli.emulate import emulate_command
 from tilecc.cli.explain import explain_command
 from tilecc.cli.inspect import inspect_command
+from tilecc.cli.lint import lint_command
 from tilecc.cli.logits import logits_command
 from tilecc.cli.ops import ops_command
 from tilecc.cli.passes import passes_command
@@ -61,6 +62,7 @@ def _root(
 app.command("compile")(compile_command)
 app.command("run")(run_command)
 app.command("emulate")(emulate_command)
+app.command("lint")(lint_command)
 app.command("logits")(logits_command)
 app.command("inspect")(inspect_command)
 app.command("simulate")(simulate_command)

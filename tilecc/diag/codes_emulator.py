@@ -1,4 +1,4 @@
-"""TC09xx: what the emulator finds in a kernel."""
+"""TC090x and TC091x: what the emulator finds in a kernel. TC092x: rules for emitted text."""
 
 from __future__ import annotations
 
@@ -150,5 +150,105 @@ a GPU too, which is slow: keep such arrays in shared memory.
 """,
         wrong="float scratch[32768];",
         right="float scratch[16];",
+    ),
+    "TC0921": Entry(
+        title="raw instruction or dereference in emitted text (rule 1)",
+        explanation="""
+Everything that touches memory, barriers, tensor cores or other lanes goes through the primitive header: only
+there does the emulator see it. Assembly, CUDA intrinsics, atomics and raw dereferences of addresses in
+shared or global memory are refused; arrays in registers are free.
+""",
+        wrong="const uint8_t x = c.p.image[3];",
+        right="const tk::u32 x = tk::ldg_u8(c.p.image + 3);",
+    ),
+    "TC0922": Entry(
+        title="wait by hand in emitted text (rule 2)",
+        explanation="""
+A wait is a blocking primitive: then the emulator knows who waits for what, and a watchdog bounds it on a GPU.
+Loops that poll memory, `volatile`, and anything that reads a clock are refused.
+""",
+        wrong="while (tk::ld_acquire(flag) == 0) {}",
+        right="tk::wait_ge(flag, 1, c.watch);",
+    ),
+    "TC0923": Entry(
+        title="elected lane other than lane 0 in emitted text (rule 3)",
+        explanation="""
+Primitives of one lane act in lane 0. A branch that leaves lane 0 out makes them do nothing; work of several
+lanes must be joined by syncwarp() before lane 0 publishes it.
+""",
+        wrong="if (lane() == 31) tk::mbar_arrive(bar);",
+        right="tk::syncwarp(); tk::mbar_arrive(bar);",
+    ),
+    "TC0924": Entry(
+        title="warp collective in diverged code in emitted text (rule 4)",
+        explanation="""
+All 32 lanes call mma, shfl, syncwarp, barriers and their like at one place of the source. The call stands
+under a condition that depends on the lane.
+""",
+        wrong="if (c.lane < 16) v = tk::shfl_xor(v, 1);",
+        right="const float w = tk::shfl_xor(v, 1); if (c.lane < 16) v = w;",
+    ),
+    "TC0925": Entry(
+        title="mbarrier wait by some lanes or for a fixed phase in emitted text (rule 5)",
+        explanation="""
+Either all lanes of a warp wait on an mbarrier or lane 0 alone does, and the parity comes from the counter of
+the ring: anything else loses track of the phase.
+""",
+        wrong="for (...) tk::mbar_wait(bar, 0, c.watch);",
+        right="for (...) { tk::mbar_wait(bar, ring.phase, c.watch); ring.advance<N>(); }",
+    ),
+    "TC0926": Entry(
+        title="proxy fence missing in emitted text (rule 6)",
+        explanation="""
+Bulk copies and wgmma read through the async proxy. Between ordinary writes and such a read, and between an
+acquire and an asynchronous read of what it acquired, stands fence_proxy_async().
+""",
+        wrong="tk::sts32(out, v); tk::syncwarp(); tk::bulk_s2g(dst, out, 128);",
+        right="tk::sts32(out, v); tk::fence_proxy_async(); tk::syncwarp(); tk::bulk_s2g(dst, out, 128);",
+    ),
+    "TC0927": Entry(
+        title="bulk store not complete before its release in emitted text (rule 7)",
+        explanation="""
+A bulk store is complete for others only after bulk_commit and bulk_wait<0>; bulk_wait_read says only that its
+source may be overwritten. The release of a counter comes after that.
+""",
+        wrong="tk::bulk_wait_read<0>(); tk::red_release(counter, 1);",
+        right="tk::bulk_wait<0>(); tk::red_release(counter, 1);",
+    ),
+    "TC0928": Entry(
+        title="hidden state in emitted text (rule 8)",
+        explanation="""
+A kernel keeps its state in registers, locals, declared regions of shared memory and the workspace. Static and
+global variables and `__shared__` declarations would be shared between emulated CTAs and outlive a launch.
+""",
+        wrong="static u32 calls = 0;",
+        right="u32 calls = 0;",
+    ),
+    "TC0929": Entry(
+        title="wgmma accumulators touched before the wait in emitted text (rule 9)",
+        explanation="""
+wgmma writes its accumulators some time between issue and wait. They are a local array, named directly, and
+nobody reads or moves them before wgmma_wait.
+""",
+        wrong="tk::wgmma_bf16(acc, a, b); y = acc[0]; tk::wgmma_wait<0>();",
+        right="tk::wgmma_bf16(acc, a, b); tk::wgmma_wait<0>(); y = acc[0];",
+    ),
+    "TC0930": Entry(
+        title="text that only nvcc compiles (rule 10)",
+        explanation="""
+The same text is compiled by nvcc and by g++: no launches, cooperative groups, `__constant__` memory, CUDA
+headers or qualifiers, and no code under `#ifdef __CUDACC__`, which the emulator would never run.
+""",
+        wrong="__device__ u32 twice(u32 x) { return 2 * x; }",
+        right="TK_FN u32 twice(u32 x) { return 2 * x; }",
+    ),
+    "TC0931": Entry(
+        title="flushing form where weights are decoded",
+        explanation="""
+Decoded MXFP4 and FP8 weights and their scales may be subnormal on the way. Forms that flush subnormal numbers
+to zero (.ftz, and the approximations ex2, lg2, rcp, rsqrt) would change weights silently.
+""",
+        wrong="TK_FN float decode_mxfp4(u32 s) { return tk::exp2_(s - 127.f); }",
+        right="TK_FN u32 decode_mxfp4(u32 s) { return s << 7; }",
     ),
 }

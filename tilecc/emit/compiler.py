@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tilecc import __version__
 from tilecc.diag import error
 from tilecc.emit.cuda import TEMPLATES, emit_cuda, smem_bytes, symbol
@@ -22,7 +24,7 @@ from tilecc.ir.program_rules import PROGRAM_RULES
 from tilecc.ir.tile import Weight
 from tilecc.ir.tile_rules import TILE_RULES
 from tilecc.ir.verify import expect
-from tilecc.package import ImageEntry, Manifest, Region
+from tilecc.package import ImageEntry, Manifest, Region, text_digest
 from tilecc.passes.context import Decision, PassContext
 from tilecc.passes.pipeline import FUSE, PROGRAM, SHARD, TILE_PASSES
 from tilecc.passes.tile import MAX_GRID
@@ -153,8 +155,7 @@ def package_program(
         kv_bytes=program.kv_bytes, tables_bytes=len(tables),
         decisions=[dataclasses.asdict(d) for d in ctx.decisions],
     )  # fmt: skip
-    write_package(out, manifest, program, tables, texts)
-    return manifest
+    return write_package(out, manifest, program, tables, texts)
 
 
 def image_entry(weight: Weight) -> ImageEntry:
@@ -195,8 +196,9 @@ def check_output(out: Path) -> None:
 
 def write_package(
     out: Path, manifest: Manifest, program: Program, tables: bytes, texts: dict[str, str]
-) -> None:
-    """Write all files beside `out` under a temporary name, then put them in its place."""
+) -> Manifest:
+    """Write all files beside `out` under a temporary name, then put them in its place. Returns the manifest
+    with the hash of the text."""
     out.parent.mkdir(parents=True, exist_ok=True)
     check_output(out)
     work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -210,6 +212,7 @@ def write_package(
         (work / manifest.tables).write_bytes(tables)
         shutil.copytree(TEMPLATES / "include", work / "include")
         (work / "report.txt").write_text(report(manifest, program))
+        manifest = msgspec.structs.replace(manifest, text_sha256=text_digest(work, manifest.source))
         manifest.save(work)
         work.chmod(0o755)
         if out.exists():
@@ -218,6 +221,7 @@ def write_package(
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+    return manifest
 
 
 def report(manifest: Manifest, program: Program) -> str:

@@ -11,8 +11,7 @@ from tilecc.ir.graph import AttrValue
 from tilecc.ir.loc import UNKNOWN, Loc
 from tilecc.ir.text import ir_node, parse_ir, print_ir
 from tilecc.ir.tile import RingSpec, RoleSpec, Weight
-
-IR_VERSION = 1
+from tilecc.package import IR_VERSION
 
 
 @ir_node(positional=2)

@@ -3,6 +3,7 @@
 from tilecc.package.manifest import (
     ABI_VERSION,
     FORMAT_VERSION,
+    IR_VERSION,
     MANIFEST_NAME,
     EntryFormat,
     EntryKind,
@@ -16,6 +17,7 @@ from tilecc.package.text import text_digest, text_files
 __all__ = [
     "ABI_VERSION",
     "FORMAT_VERSION",
+    "IR_VERSION",
     "MANIFEST_NAME",
     "EntryFormat",
     "EntryKind",

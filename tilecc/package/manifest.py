@@ -16,11 +16,14 @@ import msgspec
 
 from tilecc.diag import Span, TileccError, error
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the package layout and of this file. Another version is refused."""
 
 ABI_VERSION = 1
 """Version of the launch ABI (``tilecc_params`` in templates/include/tilecc_params.h)."""
+
+IR_VERSION = 1
+"""Version of the Program (tilecc.ir.program) that a package was made from."""
 
 MANIFEST_NAME = "manifest.json"
 
@@ -68,6 +71,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     format_version: int = FORMAT_VERSION
     abi_version: int = ABI_VERSION
+    ir_version: int = IR_VERSION
     name: str
     model_file: str
     target: str
@@ -75,6 +79,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any]
     kernel: str
     source: str
+    text_sha256: str = ""
+    """Of kernel and headers as they were written (tilecc.package.text): any other text was edited."""
     threads: int
     smem_bytes: int
     default_grid: int
@@ -147,10 +153,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Versions(msgspec.Struct):
-    """The two numbers that are read before anything else of the file is trusted."""
+    """The numbers that are read before anything else of the file is trusted."""
 
     format_version: int
     abi_version: int
+    ir_version: int = 0
 
 
 def _check_versions(text: bytes, span: Span) -> None:
@@ -158,7 +165,7 @@ def _check_versions(text: bytes, span: Span) -> None:
         found = msgspec.json.decode(text, type=_Versions)
     except msgspec.DecodeError as reason:
         raise _damaged(span, reason) from None
-    wanted = {"format_version": FORMAT_VERSION, "abi_version": ABI_VERSION}
+    wanted = {"format_version": FORMAT_VERSION, "abi_version": ABI_VERSION, "ir_version": IR_VERSION}
     for field, number in wanted.items():
         other = getattr(found, field)
         if other != number:

@@ -9,8 +9,8 @@ from tilecc.build.lint.flow import check_flow
 from tilecc.build.lint.pointers import check_pointers
 from tilecc.build.lint.source import Source
 from tilecc.build.lint.words import check_words
-from tilecc.diag import Diagnostic, Span
-from tilecc.package import text_files
+from tilecc.diag import Diagnostic, Span, TileccError
+from tilecc.package import Manifest, text_digest, text_files
 
 RULES = {
     1: ("TC0921", "no assembly, intrinsic or raw dereference outside the primitive header"),
@@ -50,6 +50,22 @@ def package_texts(package: Path, source: str) -> dict[Path, str]:
 def lint_package(package: Path, source: str) -> list[Diagnostic]:
     """Lint the package in directory ``package`` whose kernel is the file ``source`` in it."""
     return lint_texts(package_texts(package, source))
+
+
+def check_edited(package: Path, manifest: Manifest) -> None:
+    """Raise the findings of the lint as one TileccError if the text is not the one that the compiler wrote.
+
+    Text as it was written has been linted by tilecc's own tests.
+    """
+    try:
+        written = text_digest(package, manifest.source) == manifest.text_sha256
+    except OSError:
+        return  # a missing file has its own error
+    if written:
+        return
+    found = lint_package(package, manifest.source)
+    if found:
+        raise TileccError(found)
 
 
 def lint_texts(texts: Mapping[Path, str] | Iterable[tuple[Path, str]]) -> list[Diagnostic]:
