@@ -28,6 +28,7 @@ COMMANDS = [
     "lint",
     "logits",
     "inspect",
+    "simulate",
     "doctor",
     "explain",
     "targets",
