@@ -52,4 +52,5 @@ class Synthetic:
         self.tensors[name] = codes.view(FP8)
         self.tensors[name + "_scale_inv"] = blocks
         full = np.repeat(np.repeat(blocks.astype(np.float64), 128, 0), 128, 1)[:rows, :cols]
-        return codes.view(FP8).astype(np.float64) * full
+        values: F64 = codes.view(FP8).astype(np.float64) * full
+        return values
