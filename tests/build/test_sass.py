@@ -64,7 +64,7 @@ def test_parse() -> None:
 
 
 def test_control_codes_of_known_code() -> None:
-    """The load of a special register sets scoreboard 0, its first user waits for it: nvcc's own dependence."""
+    """The load of a special register sets scoreboard 0, its first user waits for it."""
     (listing,) = parse_sass(TEXT)
     s2r, shift, branch, _ = (i.control for i in listing.instructions)
     assert s2r == Control(stall=1, yield_=True, write=0, read=-1, wait=())
@@ -126,8 +126,8 @@ def test_loops_and_the_steady_path() -> None:
 
 def test_an_inner_loop_that_cannot_be_skipped_is_named() -> None:
     listing = code(
-        "HEAD: MOV R0, RZ", "INNER: IADD3 R1, R1", "@P0| BRA `(INNER)", "HMMA.16816.F32.BF16 R4", "@P1| BRA `(HEAD)",
-        "EXIT",
+        "HEAD: MOV R0, RZ", "INNER: IADD3 R1, R1", "@P0| BRA `(INNER)", "HMMA.16816.F32.BF16 R4",
+        "@P1| BRA `(HEAD)", "EXIT",
     )  # fmt: skip
     graph = FlowGraph(listing)
     path = graph.steady_path(graph.loops[0])
@@ -158,8 +158,8 @@ def test_pipes() -> None:
     samples = {
         "LOP3.LUT": "integer", "IMAD.MOV.U32": "imad", "F2FP.BF16.F32.PACK_AB": "conversion", "FFMA": "fp32",
         "HMUL2.BF16_V2": "half2", "MUFU.EX2": "special", "HMMA.16816.F32.BF16": "tensor", "LDS.128": "shared",
-        "LDG.E.64": "global", "SHFL.BFLY": "move", "SYNCS.ARRIVE": "barrier", "BSSY": "control", "UIADD3": "uniform",
-        "S2UR": "uniform", "XYZ": "other", "ULDC.64": "global",
+        "LDG.E.64": "global", "SHFL.BFLY": "move", "SYNCS.ARRIVE": "barrier", "BSSY": "control",
+        "UIADD3": "uniform", "S2UR": "uniform", "XYZ": "other", "ULDC.64": "global",
     }  # fmt: skip
     for opcode, pipe in samples.items():
         assert code(f"{opcode} R0").instructions[0].pipe == pipe, opcode

@@ -71,7 +71,8 @@ def find_tool(name: str) -> Path:
 def _run(command: list[str], folder: Path) -> str:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
-        raise _unreadable((done.stderr or done.stdout).strip() or f"exit status {done.returncode}", command[0])
+        said = (done.stderr or done.stdout).strip()
+        raise _unreadable(said or f"exit status {done.returncode}", command[0])
     return done.stdout
 
 

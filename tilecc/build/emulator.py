@@ -77,7 +77,8 @@ def build_emulator_kernel(
     runtime = _runtime_objects(include, library_flags)
     # Reports name places relative to the package, wherever the library in the cache was first built from.
     folders = {str(source.parent): source.parent.name, str(include): include.name}
-    key = _digest([source, *headers], [*library_flags, compiler()[1], runtime[0].parent.name, *folders.values()])
+    words = [*library_flags, compiler()[1], runtime[0].parent.name, *folders.values()]
+    key = _digest([source, *headers], words)
     out = cache_dir() / "emulator" / f"{name}-{key}.so"
     if out.exists():
         return out

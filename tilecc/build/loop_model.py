@@ -1,13 +1,13 @@
 """What a main loop can reach of the memory bandwidth: counted instructions against the rates of the machine.
 
 Every resource of the SM needs some clocks per weight; the largest need bounds the loop. HBM needs
-bytes per weight / (bytes per clock and SM at the nominal rate) clocks; the ratio is the share of bandwidth that
-the resource allows, if everything else were free. Counted is the consumers' steady state alone: the other warp
-roles take issue slots too, few beside these.
+bytes per weight / (bytes per clock and SM at the nominal rate) clocks; the ratio is the share of bandwidth
+that the resource allows, if everything else were free. Counted is the consumers' steady state alone: the
+other warp roles take issue slots too, few beside these.
 
-The share says nothing about waiting. `stalls` is separate: the fixed latencies that the compiler wrote into the
-control codes are clocks in which this warp issues nothing, and a scheduler that has few consumer warps cannot
-fill them. Waits for scoreboards (loads, tensor results) come on top and are not known statically.
+The share says nothing about waiting. `stalls` is separate: the fixed latencies that the compiler wrote into
+the control codes are clocks in which this warp issues nothing, and a scheduler that has few consumer warps
+cannot fill them. Waits for scoreboards (loads, tensor results) come on top and are not known statically.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SCHEDULERS = 4
 
 
 class Bound(msgspec.Struct, frozen=True):
-    """One resource: clocks per weight and SM, and the share of the nominal HBM rate that it allows (may exceed
-    1)."""
+    """One resource: clocks per weight and SM, and the share of the nominal HBM rate that it allows (1 and
+    more: all of it)."""
 
     resource: str
     clocks_per_weight: float
@@ -32,8 +32,8 @@ class Bound(msgspec.Struct, frozen=True):
 
 
 class LoopCounts(msgspec.Struct, frozen=True):
-    """Per warp and iteration: warp instructions by pipe, 128-byte passes through shared memory, multiply-adds of
-    tensor instructions, decoded stall clocks; and the weights of the iteration with their bytes in the image."""
+    """Per warp and iteration: warp instructions by pipe, 128-byte passes through shared memory, multiply-adds
+    of tensor instructions, decoded stall clocks; the weights of the iteration, and the image bytes of one."""
 
     pipes: dict[str, int]
     wavefronts: int
@@ -50,7 +50,7 @@ def bounds(counts: LoopCounts, rates: SmRates, sms: int, warps: int) -> list[Bou
     def lanes(*names: str) -> float:
         return sum(p.get(name, 0.0) for name in names)
 
-    # A packed 16-bit operation takes both halves of the FMA pipe for half as long as IMAD takes the heavy one.
+    # A packed 16-bit operation takes both halves of the FMA pipe, half as long as IMAD takes the heavy one.
     heavy = lanes("imad") / rates.fma_heavy + lanes("half2") / rates.fma
     # The bulk copy writes every byte once, before the loop reads it.
     shared = (counts.wavefronts * 128 + counts.weights * counts.weight_bytes) / counts.weights

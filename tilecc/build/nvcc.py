@@ -95,8 +95,8 @@ def build_cuda(package_dir: Path | str, targets: list[str] | None = None) -> Bui
 def build_kernel_object(package_dir: Path | str, target: str) -> tuple[Path, list[KernelFacts], str]:
     """Compile the kernel alone for one target, or take it from the cache: (object, facts, nvcc version).
 
-    Same flags as `build_cuda`, so a package built for this target alone costs nothing. Nothing is written into
-    the package. Raises TC0501, TC0502, TC0506.
+    Same flags as `build_cuda`, so a package built for this target alone costs nothing. Nothing is written
+    into the package. Raises TC0501, TC0502, TC0506.
     """
     package = Path(package_dir).resolve()
     manifest = Manifest.load(package)

@@ -7,9 +7,9 @@ Control codes (sm_70 to sm_100) are bits of the encoding: stall cycles 105-108, 
 110-112, read scoreboard 113-115 (7: none), scoreboards waited for 116-121 (Jia et al., arXiv:1804.06826,
 section 2.1). What is decoded from them is labelled so in every report.
 
-Pipes of Hopper (Nsight Compute's pipeline descriptions; NVIDIA's developer forum, topic 302018, for GH100): the
-ALU pipe runs integer, logic, comparisons and permutations; FMA is two halves, of which the heavy one alone runs
-IMAD, either runs FP32, and both together run a packed 16-bit operation.
+Pipes of Hopper (Nsight Compute's pipeline descriptions; NVIDIA's developer forum, topic 302018, for GH100):
+the ALU pipe runs integer, logic, comparisons and permutations; FMA is two halves, of which the heavy one
+alone runs IMAD, either runs FP32, and both together run a packed 16-bit operation.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ PIPES: dict[str, str] = {
 """Class of an instruction -> what it counts. Every class issues through the warp scheduler."""
 
 _CLASSES: dict[str, str] = {
-    "integer": "IADD IADD3 LOP LOP3 SHF SHL SHR PRMT LEA ISETP ISET SEL VIADD VIADDMNMX IMNMX VIMNMX VIMNMX3 PLOP3"
-    " BMSK SGXT IABS VABSDIFF FMNMX FMNMX3 FSETP FSET FSEL BREV ISCADD I2IP",
+    "integer": "IADD IADD3 LOP LOP3 SHF SHL SHR PRMT LEA ISETP ISET SEL VIADD VIADDMNMX IMNMX VIMNMX VIMNMX3"
+    " PLOP3 BMSK SGXT IABS VABSDIFF FMNMX FMNMX3 FSETP FSET FSEL BREV ISCADD I2IP",
     "imad": "IMAD IMUL IDP IDP4A",
     "conversion": "F2F F2FP I2F I2FP F2I I2I FRND F2IP",
     "fp32": "FFMA FMUL FADD FSWZADD FFMA2 FMUL2 FADD2 FCHK",
@@ -45,8 +45,8 @@ _CLASSES: dict[str, str] = {
     "special": "MUFU POPC FLO",
     "tensor": "HMMA HGMMA IMMA IGMMA QGMMA QMMA OMMA DMMA BMMA UTCHMMA UTCQMMA UTCOMMA UTCIMMA",
     "shared": "LDS LDSM STS STSM ATOMS",
-    "global": "LD LDG ST STG LDL STL ATOM ATOMG RED REDG LDGSTS UBLKCP UBLKPF UBLKRED UTMALDG UTMASTG UTMACMDFLUSH"
-    " CCTL LDC LDCU ULDC LDGMC LDTM STTM",
+    "global": "LD LDG ST STG LDL STL ATOM ATOMG RED REDG LDGSTS UBLKCP UBLKPF UBLKRED UTMALDG UTMASTG"
+    " UTMACMDFLUSH CCTL LDC LDCU ULDC LDGMC LDTM STTM",
     "move": "MOV SHFL S2R CS2R R2P P2R VOTE VOTEU MATCH R2UR MOVM REDUX CREDUX CALC",
     "barrier": "SYNCS BAR B2R WARPSYNC DEPBAR LDGDEPBAR MEMBAR FENCE NANOSLEEP ARRIVES WARPGROUP WARPGROUPSET"
     " UCGABAR_ARV UCGABAR_WAIT ERRBAR CGAERRBAR ACQBULK USETMAXREG UTCBAR",
@@ -108,7 +108,7 @@ class Instruction:
 
 @dataclass
 class Listing:
-    """One function (a ``__global__`` and what it calls): instructions in address order, and labels by offset."""
+    """One function (a ``__global__`` and what it calls): instructions by address, offsets of labels."""
 
     name: str
     instructions: list[Instruction] = field(default_factory=list)

@@ -98,7 +98,7 @@ class FlowGraph:
         the watchdog behind it. Inner loops that cannot be skipped are counted once and named.
         """
         inside = self.graph.subgraph(loop.blocks)
-        back = {(s, l.header) for l in self.loops if l.blocks <= loop.blocks for s in l.blocks}
+        back = {(s, one.header) for one in self.loops if one.blocks <= loop.blocks for s in one.blocks}
         forward: nx.DiGraph[int] = nx.DiGraph()
         forward.add_nodes_from(loop.blocks)
         forward.add_edges_from(e for e in inside.edges if e not in back)
@@ -118,7 +118,7 @@ class FlowGraph:
         while way[-1] != loop.header:
             way.append(before[way[-1]])
         way.reverse()
-        inner = {l.header for l in self.loops if l.blocks < loop.blocks and l.header != loop.header}
+        inner = {one.header for one in self.loops if one.blocks < loop.blocks and one.header != loop.header}
         return Path(tuple(i for b in way for i in self.code(b)), tuple(b for b in way if b in inner))
 
 

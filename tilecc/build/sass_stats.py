@@ -1,8 +1,8 @@
 """Statistics of the machine code of a package: per main loop what it issues per weight, and what bounds it.
 
-An instruction belongs to the op and the role whose call it was inlined from: the inline chain passes the lines
-``run<R, OProj>(c, ...)`` and ``run_role<Role::kConsumer>(...)`` of the emitted kernel. The main loop of an op is
-its innermost loop with tensor instructions (FFMA, where the op has none) in the consumer role.
+An instruction belongs to the op and the role whose call it was inlined from: the inline chain passes the
+lines ``run<R, OProj>(c, ...)`` and ``run_role<Role::kConsumer>(...)`` of the emitted kernel. The main loop of
+an op is its innermost loop with tensor instructions (FFMA, where the op has none) in the consumer role.
 """
 
 from __future__ import annotations
@@ -30,13 +30,18 @@ PRODUCTS = {"bf16": 1, "fp8_block": 1, "mxfp4": 1, "f32": 3}
 FMAS = {"FFMA": 1, "FFMA2": 2}
 """Multiply-adds per lane of a loop without tensor instructions."""
 ROWS_PER_MMA = 8
-KERNEL_ROLES = {"kLoader": "loader", "kStore": "store", "kActivations": "activations", "kConsumer": "consumer"}
+KERNEL_ROLES = {
+    "kLoader": "loader",
+    "kStore": "store",
+    "kActivations": "activations",
+    "kConsumer": "consumer",
+}
 
 
 class LoopStats(msgspec.Struct, frozen=True, kw_only=True):
-    """One main loop. Counts are warp instructions of one warp in one steady-state iteration (every wait satisfied,
-    full chunk); per-weight figures are lane instructions. The fields that are per weight, and the bounds, are
-    empty for a loop that streams no weights (attention)."""
+    """One main loop. Counts are warp instructions of one warp in one steady-state iteration (every wait
+    satisfied, full chunk); per-weight figures are lane instructions. The fields that are per weight, and the
+    bounds, are empty for a loop that streams no weights (attention)."""
 
     op: str
     kind: str
@@ -164,9 +169,7 @@ def sass_stats(package: Path, target: str | None = None) -> tuple[SassReport, Ma
     return report, code
 
 
-def main_loops(
-    graph: FlowGraph, attribution: Attribution, program: Program
-) -> list[tuple[Loop, OpClass]]:
+def main_loops(graph: FlowGraph, attribution: Attribution, program: Program) -> list[tuple[Loop, OpClass]]:
     """The main loops in the consumer role, with their op classes, in the order of the program."""
     holds: dict[int, set[str]] = {}
     consumer = [attribution.role(i) == "consumer" for i in graph.listing.instructions]
@@ -185,7 +188,7 @@ def main_loops(
     for c in program.classes:
         mine = [loop for loop in graph.loops if c.name in holds.get(loop.header, ())]
         if "matrix_rows" in c.constants or c.kind == "attention":
-            found += [(l, c) for l in mine if not any(other.blocks < l.blocks for other in mine)]
+            found += [(x, c) for x in mine if not any(other.blocks < x.blocks for other in mine)]
     return found
 
 
@@ -204,8 +207,8 @@ def _loop_stats(
     mixed = {attribution.op(i) for i in code if i.pipe == "tensor"} - {op.name, None}
     if mixed:
         raise InternalError(f"the main loop of {op.name} also multiplies for {sorted(map(str, mixed))}")
-    inner = [next(l for l in graph.loops if l.header == h) for h in path.inner_loops]
-    waits = sum(any(i.base in ("SYNCS", "NANOSLEEP") for i in graph.loop_code(l)) for l in inner)
+    inner = [loop for loop in graph.loops if loop.header in path.inner_loops]
+    waits = sum(any(i.base in ("SYNCS", "NANOSLEEP") for i in graph.loop_code(x)) for x in inner)
     weights = weights_of(op, code)
     stalls = sum(i.control.stall for i in code)
     wavefronts = sum(shared_wavefronts(i) for i in code if i.pipe == "shared")
@@ -249,9 +252,9 @@ def _loop_stats(
 
 
 def weights_of(op: OpClass, code: tuple[Instruction, ...]) -> int | None:
-    """Weights that one warp multiplies in `code`: multiply-adds, divided by the token rows and by the products
-    that a weight of this format takes part in (one, without tensor instructions). None for an op without a
-    matrix.
+    """Weights that one warp multiplies in `code`: multiply-adds, divided by the token rows and by the
+    products that a weight of this format takes part in (one, without tensor instructions). None for an op
+    without a matrix.
 
     Raises InternalError where the division leaves a rest: the constants do not describe this loop.
     """
@@ -284,7 +287,7 @@ def _mma_products(i: Instruction) -> int:
 
 
 def _place(i: Instruction) -> str:
-    """"file:line" of the innermost frame outside the primitive headers."""
+    """Place ("file:line") of the innermost frame outside the primitive headers."""
     for frame in i.frames:
         if not Path(frame.file).name.startswith("tk_"):
             return f"{Path(frame.file).name}:{frame.line}"
@@ -292,8 +295,8 @@ def _place(i: Instruction) -> str:
 
 
 def listing_lines(package: Path, report: SassReport, code: MachineCode, op: str) -> list[str]:
-    """The steady path of an op's main loop, one instruction per line: address, stall clocks, scoreboards set (w,
-    r) and waited for (?), instruction, source line. For notes that argue about a loop."""
+    """The steady path of an op's main loop, one instruction per line: address, stall clocks, scoreboards set
+    (w, r) and waited for (?), instruction, source line. For notes that argue about a loop."""
     graph = FlowGraph(code.listing)
     by_offset = {graph.code(loop.header)[0].offset: loop for loop in graph.loops}
     lines: list[str] = []
