@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 ROUND_ROBIN, RANDOM, PCT = 0, 1, 2
 LAND_AT_ONCE, LAND_RANDOM, LAND_LAST = 0, 1, 2
 READ_ONLY, UNINITIALISED, INITIALISED = 0, 1, 2
+_PEER = 16
 DETECT_RACES, DETECT_UNINIT, DETECT_PARITY, DETECT_BANKS = 1, 2, 4, 8
 DETECT_ALL = DETECT_RACES | DETECT_UNINIT | DETECT_PARITY | DETECT_BANKS
 DETECTORS = {
@@ -109,12 +110,14 @@ class LaunchOptions:
 
 @dataclass(frozen=True)
 class Buffer:
-    """Global memory the kernel may touch. ``rank`` -1 belongs to the host."""
+    """Global memory the kernel may touch. ``rank`` -1 belongs to the host and every rank may touch it; that
+    of a rank is the rank's own unless it is shared with its peers (``peer``)."""
 
     name: str
     array: NDArray[Any]
     mode: int = INITIALISED
     rank: int = 0
+    peer: bool = False
 
     def __post_init__(self) -> None:
         if not self.array.flags.c_contiguous:
@@ -245,7 +248,7 @@ class EmulatorLibrary:
         c_buffers = (_Buffer * max(len(buffers), 1))()
         for slot, b in zip(c_buffers, buffers, strict=False):
             slot.ptr, slot.bytes, slot.name = b.address, b.array.nbytes, b.name.encode()
-            slot.mode, slot.rank = b.mode, b.rank
+            slot.mode, slot.rank = b.mode | (_PEER if b.peer else 0), b.rank
         stats = _Stats()
         report = ctypes.create_string_buffer(_REPORT_BYTES)
         status = self._lib.tk_emu_launch(

@@ -2,13 +2,13 @@
 #pragma once
 #include <stdint.h>
 
-#define TK_EMU_ABI_VERSION 2u
+#define TK_EMU_ABI_VERSION 3u
 #define TK_EMU_MAX_COUNTS 32
 #define TK_EMU_MAX_ROLES 16
 
 enum { TK_EMU_ROUND_ROBIN = 0, TK_EMU_RANDOM = 1, TK_EMU_PCT = 2 };
 enum { TK_EMU_LAND_AT_ONCE = 0, TK_EMU_LAND_RANDOM = 1, TK_EMU_LAND_LAST = 2 };
-enum { TK_EMU_READ_ONLY = 0, TK_EMU_UNINITIALISED = 1, TK_EMU_INITIALISED = 2 };
+enum { TK_EMU_READ_ONLY = 0, TK_EMU_UNINITIALISED = 1, TK_EMU_INITIALISED = 2, TK_EMU_MODE_MASK = 15, TK_EMU_PEER = 16 };
 enum { TK_EMU_OK = 0, TK_EMU_FINDINGS = 1, TK_EMU_DEADLOCK = 2, TK_EMU_BAD_ARGUMENTS = 3 };
 // Detectors, bit flags of options.detect.
 enum { TK_EMU_DETECT_RACES = 1, TK_EMU_DETECT_UNINIT = 2, TK_EMU_DETECT_PARITY = 4, TK_EMU_DETECT_BANKS = 8 };
@@ -34,8 +34,8 @@ struct tk_emu_buffer {
   void* ptr;
   uint64_t bytes;
   const char* name;
-  int32_t mode;
-  int32_t rank;  // owner; -1 = shared by the host
+  int32_t mode;  // | TK_EMU_PEER: other ranks may touch it, too
+  int32_t rank;  // owner; -1 = the host, every rank may touch it
 };
 
 struct tk_emu_role_stats {

@@ -5,7 +5,12 @@
 
 namespace tk_emu {
 
-uint32_t new_agent() { return static_cast<uint32_t>(4 * engine->warps.size()) + engine->agents++; }
+uint32_t new_agent(CtaState* cta) {
+  const uint32_t number = kWarpAgents * engine->options.threads / 32 + cta->agents++;
+  if (number >> kCtaShift)
+    fatal("TC0907", text("%s: more than %u asynchronous agents in one CTA", who_now().c_str(), 1u << kCtaShift), Site::current());
+  return cta->number << kCtaShift | number;
+}
 
 static void land(size_t i) {
   Engine& e = *engine;

@@ -1,4 +1,4 @@
-// mbarriers, named barriers, counters.
+// mbarriers and named barriers.
 #include "race.h"
 
 namespace tk_emu {
@@ -29,7 +29,7 @@ void mbar_init(uint32_t bar, uint32_t count, Site site) {
   m->count = m->pending = count;
   m->id = static_cast<uint32_t>(engine->barriers.size());
   m->site = site;
-  m->agent = new_agent();
+  m->agent = new_agent(cta);
   cta->granule[o >> 3] = static_cast<uint16_t>(kBarrierId + cta->barriers.size());
   auto early = cta->early_names.find(bar);
   if (early != cta->early_names.end()) m->name = early->second.first, m->index = early->second.second;
@@ -98,7 +98,6 @@ static void try_complete(MBarrier* bar) {
     std::swap(bar->done, bar->arriving);
     bar->done.seen.raise(bar->agent, static_cast<uint32_t>(bar->phase));
     bar->done.proxied.raise(bar->agent, static_cast<uint32_t>(bar->phase));
-    bar->done.version = ++engine->versions;
   }
   bar->pending = bar->count;
   std::vector<Thread*> waiters;
@@ -235,58 +234,5 @@ void set_registers(int registers, bool up, Site site) {
 }
 
 void nanosleep(Site) { run_next(); }
-
-// ---- counters ---------------------------------------------------------------------------------------
-
-void wake_counter(const void* p) {
-  auto it = engine->counters.find(p);
-  if (it == engine->counters.end()) return;
-  std::vector<Thread*> waiters;
-  waiters.swap(it->second.waiters);
-  for (Thread* t : waiters) make_ready(t);
-}
-
-void wait_ge(const uint32_t* p, uint32_t target, const tk::Watch& watch, Site site) {
-  preempt_point();
-  global_range(p, 4, 4, false, "wait_ge", site);
-  count(kCounterWait);
-  while (static_cast<int32_t>(*p - target) < 0) {
-    engine->counters[p].waiters.push_back(self());
-    block(Wait::kCounter, p, target, &watch, site);
-  }
-  if (engine->races) acquire_by_lane(engine->counters[p].clocks);
-}
-
-void signal_add(uint32_t* p, uint32_t v, bool release, Site site) {
-  preempt_point();
-  global_range(p, 4, 4, true, release ? "red_release" : "red_relaxed", site);
-  count(kCounterSignal);
-  *p += v;
-  if (engine->races && release) release_by_lane0(engine->counters[p].clocks);
-  if (engine->races && !release) release_relaxed(engine->counters[p].clocks);
-  wake_counter(p);
-}
-
-uint32_t ld_acquire(const uint32_t* p, Site site) {
-  preempt_point();
-  global_range(p, 4, 4, false, "ld_acquire", site);
-  if (engine->races) acquire_by_lane(engine->counters[p].clocks);
-  return *p;
-}
-
-void st_release(uint32_t* p, uint32_t v, Site site) {
-  preempt_point();
-  global_range(p, 4, 4, true, "st_release", site);
-  count(kCounterSignal);
-  *p = v;
-  if (engine->races) release_by_lane0(engine->counters[p].clocks);
-  wake_counter(p);
-}
-
-void fence_gpu(Site) {
-  preempt_point();
-  count(kFence);
-  if (engine->races) fence_for_signals();
-}
 
 }  // namespace tk_emu

@@ -1,4 +1,4 @@
-// cp.async, bulk reductions and the read-modify-write counter.
+// cp.async and bulk reductions.
 #include <string.h>
 
 #include "race.h"
@@ -26,7 +26,7 @@ void cp_async(uint32_t dst, const void* src, uint32_t bytes, const char* what, S
   if (shadow_on) {
     if (bytes) shadow_global(src, bytes, false, what, site);
     shadow_smem(dst, 16, true, what, site);
-    for (uint32_t o = 0; o < 16; o += 4) cta->shadow.at((dst - kSmemBase + o) / 4)->written = 0;  // until the wait
+    forget_written(cta, dst, 16);  // until the wait
   }
   memset(cta->smem + (dst - kSmemBase), 0xff, 16);
   Thread* t = self();
@@ -100,20 +100,6 @@ void bulk_reduce_add(void* dst, uint32_t src, uint32_t bytes, ReduceType type, c
     shadow_async_global(dst, bytes, true, {store_write_agent(w->number), group, true}, what, site);
   }
   issue_store(std::move(s));
-}
-
-uint32_t atom_add_acqrel(uint32_t* p, uint32_t v, Site site) {
-  preempt_point();
-  global_range(p, 4, 4, true, "atom_add_acqrel", site);
-  count(kCounterSignal);
-  const uint32_t old = *p;
-  *p += v;
-  if (engine->races) {
-    acquire_by_lane(engine->counters[p].clocks);
-    release_by_lane0(engine->counters[p].clocks);
-  }
-  wake_counter(p);
-  return old;
 }
 
 }  // namespace tk_emu

@@ -3,6 +3,7 @@
 #pragma once
 #include <stdarg.h>
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -34,7 +35,8 @@ constexpr ptrdiff_t kStackReserve = 8 << 10;
 struct Thread : Fiber {
   Wait wait = Wait::kNone;
   const void* object = nullptr;  // MBarrier, counter or word
-  uint32_t expected = 0;         // parity or target
+  uint64_t expected = 0;         // parity, target or poison
+  uint8_t bytes = 4;             // of the word
   Site site;
   WatchCopy watch;
   char* stack_low = nullptr;
@@ -89,6 +91,7 @@ struct CtaState : Cta {
   ShadowSpace shadow;
   std::unordered_map<uint32_t, std::pair<const char*, uint32_t>> early_names;  // of barriers not yet initialised
   struct ClusterState* cluster = nullptr;
+  uint32_t agents = 0;    // asynchronous ones beyond those of the warps
   bool declared = false;  // some region was declared: undeclared shared memory is out of bounds
 };
 
@@ -142,12 +145,55 @@ struct Buffer {
   uint64_t bytes;
   std::string name;
   int mode, rank;
+  bool peer;  // other ranks may touch it, too
   ShadowSpace shadow;
+};
+
+constexpr int kNoRank = -1, kSeveralRanks = -2;
+
+// What one signal of a counter published.
+struct Publication {
+  uint32_t value = 0;    // of the counter, after it
+  tk::Scope scope = tk::Scope::kSys;
+  bool releases = false; // false: relaxed, and no fence before it
+  const Cta* cta = nullptr;
+  const char* what = "";
+  Site site;
+  Clocks own;
+  // Together with the signals before it, one chain of read-modify-writes:
+  Clocks all;
+  uint64_t chain = 0;    // number of the publication that it starts with
+  tk::Scope narrowest = tk::Scope::kSys;
+  int rank = kNoRank;    // of all who published
 };
 
 struct Counter {
   std::vector<Thread*> waiters;
-  Clocks clocks;  // of the releases into it
+  std::deque<Publication> history;
+  std::vector<Publication> old;  // of the running chain, before the history: by CTA and scope
+  uint64_t forgotten = 0;        // publications before the history
+  uint64_t first = 0;            // number of the first that followed `initial`
+  uint32_t initial = 0;          // value before the first
+};
+
+// A data-as-flag word.
+struct Word {
+  std::vector<Thread*> waiters;
+  uint64_t poison = 0;
+  uint64_t found = 0;              // by the first push
+  bool has_poison = false;
+  uint32_t pushes = 0, taken = 0;  // taken: the push that `taker` took last
+  const Thread* taker = nullptr;
+  std::unique_ptr<Publication> last;
+};
+
+// A release and an acquire that met, but not within each other's scope.
+struct NarrowEdge {
+  const char *from_what, *what;
+  Site from, to;
+  tk::Scope from_scope, scope;
+  bool other_rank;
+  Clocks lost;
 };
 
 struct SiteEntry {
@@ -163,10 +209,10 @@ struct Engine {
   std::vector<CtaState> ctas;
   std::vector<ClusterState> clusters;
   std::vector<MBarrier*> barriers;
-  uint32_t agents = 0;  // numbers given to asynchronous agents beyond those of the warps
   std::vector<Load> loads;
   std::vector<Buffer> buffers;  // sorted by address
   std::unordered_map<const void*, Counter> counters;
+  std::unordered_map<const void*, Word> words;
   std::unordered_map<uint32_t, std::string> role_names, op_names;
 
   std::vector<WarpState*> ready_list;  // warps with a lane that can run
@@ -186,8 +232,8 @@ struct Engine {
   std::vector<SiteEntry> sites;
   std::unordered_map<uint64_t, uint32_t> site_indices;
   std::vector<std::pair<uint64_t, uint32_t>> recent_sites = std::vector<std::pair<uint64_t, uint32_t>>(1024);
-  uint64_t versions = 0;  // of clocks
   std::unordered_set<uint64_t> reported_pairs;
+  std::vector<NarrowEdge> narrow_edges;
   std::vector<std::vector<Access>> more_accesses;
   std::vector<uint32_t> free_lists;
 
@@ -207,13 +253,13 @@ void ready_warp(WarpState* warp);
 void make_ready(Thread* thread);
 void unready_self();
 void run_next();                 // the current thread gives up the processor
-void block(Wait kind, const void* object, uint32_t expected, const tk::Watch* watch, Site site);
+void block(Wait kind, const void* object, uint64_t expected, const tk::Watch* watch, Site site);
 [[noreturn]] void stop();        // ends the launch
 void run_all();
 void thread_main();
 
 // async.cpp
-uint32_t new_agent();            // number of a further asynchronous agent of the race detector
+uint32_t new_agent(CtaState* cta);  // number of a further asynchronous agent of the race detector
 bool land_one();                 // lands a pending load; false if there is none
 void issue_load(Load load);      // it is checked and its destination poisoned
 void issue_store(Store s);       // to the bulk groups of the current warp

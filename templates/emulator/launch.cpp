@@ -73,6 +73,7 @@ void set_up_ctas(Engine& e) {
       warp.index = w;
       warp.number = static_cast<uint32_t>(i * warps + w);
       warp.priority = random_bits();
+      warp.clocks.agent = c.number << kCtaShift | w * kWarpAgents;
       c.warps.push_back(&warp);
     }
   }
@@ -154,7 +155,8 @@ int launch(const tk_emu_options& options, const void* params, uint64_t params_by
   for (int i = 0; i < 8; i++) random_bits();
   for (int i = 0; i < n_buffers; i++) {
     const tk_emu_buffer& b = buffers[i];
-    if (b.bytes) e.buffers.push_back({reinterpret_cast<uintptr_t>(b.ptr), b.bytes, b.name, b.mode, b.rank, {}});
+    if (b.bytes) e.buffers.push_back({reinterpret_cast<uintptr_t>(b.ptr), b.bytes, b.name, b.mode & TK_EMU_MODE_MASK, b.rank,
+                                  options.ranks == 1 || b.rank < 0 || (b.mode & TK_EMU_PEER), {}});
   }
   std::sort(e.buffers.begin(), e.buffers.end(), [](const Buffer& a, const Buffer& b) { return a.lo < b.lo; });
   // Tensor maps make the struct stricter than the caller's bytes may be.
@@ -171,6 +173,7 @@ int launch(const tk_emu_options& options, const void* params, uint64_t params_by
   e.uninitialised = options.detect & TK_EMU_DETECT_UNINIT;
   e.parity = options.detect & TK_EMU_DETECT_PARITY;
   shadow_on = e.races || e.uninitialised;
+  Clock::set_ctas(options.grid * options.ranks);
   set_up_ctas(e);
   if (shadow_on) set_up_shadow(e);
   size_t arena_bytes = 0;
@@ -204,6 +207,7 @@ extern "C" __attribute__((visibility("default"))) int tk_emu_launch(const tk_emu
   memset(stats, 0, sizeof *stats);
   std::string written;
   const int rc = tk_emu::launch(*options, params, params_bytes, buffers, n_buffers, stats, written);
+  tk_emu::Clock::free_pools();
   if (report_bytes > 0) snprintf(report, static_cast<size_t>(report_bytes), "%s", written.c_str());
   return rc;
 }

@@ -124,6 +124,10 @@ const Buffer* global_range(const void* p, uint64_t bytes, uint32_t align, bool w
                          static_cast<unsigned long long>(bytes), global_name(p).c_str()),
           site, notes);
   }
+  if (!b->peer && cur->cta->rank != static_cast<uint32_t>(b->rank))
+    fatal("TC0904", text("%s: %s at %s, which belongs to rank %d and is not shared with its peers", who_now().c_str(), what,
+                         global_name(p).c_str(), b->rank),
+          site);
   if (write && b->mode == TK_EMU_READ_ONLY)
     fatal("TC0910", text("%s: %s writes to %s, which is read-only", who_now().c_str(), what, global_name(p).c_str()), site);
   return b;
@@ -132,7 +136,7 @@ const Buffer* global_range(const void* p, uint64_t bytes, uint32_t align, bool w
 void global_slow(WindowKind kind, const void* p, uint32_t bytes, const char* what, Site site) {
   const uint32_t align = kind == kUniformWindow ? 4 : bytes;
   const Buffer* b = global_range(p, bytes, align, kind == kWriteWindow, what, site);
-  window[kind] = {b->lo, b->bytes};
+  if (b->peer) window[kind] = {b->lo, b->bytes};  // the window does not know ranks
 }
 
 }  // namespace tk_emu

@@ -10,7 +10,7 @@ static const char* const kCountNames[kCounts] = {
     "mma", "shfl", "syncwarp", "barrier", "mbar_wait", "mbar_arrive", "counter_wait", "counter_signal",
     "lds", "sts", "lds_bytes", "sts_bytes", "ldg", "stg", "ldg_bytes", "stg_bytes",
     "bulk_load", "bulk_store", "bulk_load_bytes", "bulk_store_bytes", "fence", "math", "bank_conflicts",
-    "matrix_move", "wgmma", "tma", "cp_async", "", "", "", "", ""};
+    "matrix_move", "wgmma", "tma", "cp_async", "", "", "", "word_poll", "word_push"};
 
 extern "C" __attribute__((visibility("default"))) const char* tk_emu_count_name(int index) {
   return index >= 0 && index < kCounts ? kCountNames[index] : "";
@@ -98,7 +98,7 @@ void diverged(Warp* warp, const char* what, Site site) {
 
 // ---- deadlock ---------------------------------------------------------------------------------------
 
-// The record the GPU's watchdog would leave, for the first thread found waiting.
+// The record the GPU's watchdog would leave, for the first thread of a rank found waiting.
 static void write_status(const Thread& t) {
   uint32_t* s = t.watch.status;
   if (!s || s[0]) return;
@@ -110,8 +110,8 @@ static void write_status(const Thread& t) {
   s[4] = t.watch.layer;
   s[5] = t.watch.item;
   s[6] = barrier ? b->addr - kSmemBase : static_cast<uint32_t>(reinterpret_cast<uintptr_t>(t.object));
-  s[7] = t.expected;
-  s[8] = barrier ? t.expected ^ 1u : *static_cast<const uint32_t*>(t.object);
+  s[7] = static_cast<uint32_t>(t.expected);
+  s[8] = barrier ? s[7] ^ 1u : *static_cast<const uint32_t*>(t.object);
   s[9] = barrier ? tk::kWaitMbarrier : t.wait == Wait::kCounter ? tk::kWaitCounter : tk::kWaitWord;
   s[10] = t.warp->index;
   s[0] = tk::kStatusMagic;
@@ -120,11 +120,17 @@ static void write_status(const Thread& t) {
 static std::string object_text(const Thread& t) {
   if (t.wait == Wait::kMbarrier) {
     const MBarrier* b = static_cast<const MBarrier*>(t.object);
-    return text("mbar_wait on %s for parity %u", barrier_text(b).c_str(), t.expected);
+    return text("mbar_wait on %s for parity %u", barrier_text(b).c_str(), static_cast<uint32_t>(t.expected));
   }
-  const uint32_t seen = *static_cast<const uint32_t*>(t.object);
-  return text("%s on %s for %u, which holds %u", t.wait == Wait::kCounter ? "wait_ge" : "poll_word",
-              global_name(t.object).c_str(), t.expected, seen);
+  if (t.wait == Wait::kWord) {
+    uint64_t seen = 0;
+    memcpy(&seen, t.object, t.bytes);
+    const char* state = seen == t.expected ? "which still holds the poison" : "which an ordinary store has changed since: use push_word;";
+    return text("poll_word on %s, %s 0x%llx", global_name(t.object).c_str(), state, static_cast<unsigned long long>(t.expected));
+  }
+  const uint32_t seen = *static_cast<const uint32_t*>(t.object), target = static_cast<uint32_t>(t.expected);
+  return text("wait_ge on %s for %u, which holds %u", global_name(t.object).c_str(), target, seen) +
+         (static_cast<int32_t>(seen - target) >= 0 ? ", by an ordinary store: use st_release" : "");
 }
 
 static void waits_of_warp(const WarpState& w, std::vector<std::string>& lines) {
@@ -159,10 +165,7 @@ void report_deadlock() {
   std::vector<std::string> lines;
   for (const WarpState& w : e.warps) waits_of_warp(w, lines);
   for (const Thread& t : e.threads)
-    if (t.wait == Wait::kMbarrier || t.wait == Wait::kCounter || t.wait == Wait::kWord) {
-      write_status(t);
-      break;
-    }
+    if (t.wait == Wait::kMbarrier || t.wait == Wait::kCounter || t.wait == Wait::kWord) write_status(t);
   e.stats.findings++;
   e.report += text("error[TC0901]: deadlock: %llu threads wait and nothing can wake them\n",
                    static_cast<unsigned long long>(e.live));

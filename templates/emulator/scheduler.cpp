@@ -141,7 +141,7 @@ void next_lane(Warp* warp) {
 
 void add_to_ready(Warp* warp) { ready_warp(static_cast<WarpState*>(warp)); }
 
-void block(Wait kind, const void* object, uint32_t expected, const tk::Watch* watch, Site site) {
+void block(Wait kind, const void* object, uint64_t expected, const tk::Watch* watch, Site site) {
   Thread* t = self();
   char here;
   if (&here - t->stack_low < kStackReserve)

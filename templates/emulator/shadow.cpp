@@ -1,6 +1,8 @@
 // Checks every access against the accesses it may conflict with.
 #include "race.h"
 
+#include <algorithm>
+
 namespace tk_emu {
 
 namespace {
@@ -8,9 +10,12 @@ namespace {
 // The current access, and how far the one who makes it can see.
 struct Current {
   Access access;
-  const Clock* seen;
-  const Clock* proxied;     // null: a generic access
+  const Clocks* knows;
+  bool by_proxy;            // an asynchronous access
+  bool observes;            // a wait that takes the datum it reads
   const WarpState* warp;
+  uint32_t agent;           // of the warp's lanes
+  uint32_t lane;            // mask
   const char* what;
   Site site;
 };
@@ -21,137 +26,251 @@ uint32_t site_index(const char* what, Site site) {
                        reinterpret_cast<uint64_t>(site.file_name()) + site.column();
   std::pair<uint64_t, uint32_t>& recent = e.recent_sites[(key ^ key >> 32) % 1024];
   if (recent.first == key) return recent.second;
-  auto [it, fresh] = e.site_indices.try_emplace(key, static_cast<uint32_t>(e.sites.size()));
-  if (fresh) e.sites.push_back({what, site, cur ? cur->warp->watch : WatchCopy{}});
+  // Beyond 65535 places all share one entry.
+  const uint32_t next = std::min<uint32_t>(static_cast<uint32_t>(e.sites.size()), 0xffff);
+  auto [it, fresh] = e.site_indices.try_emplace(key, next);
+  if (fresh && e.sites.size() <= 0xffff) e.sites.push_back({what, site, cur ? cur->warp->watch : WatchCopy{}});
   recent = {key, it->second};
   return it->second;
 }
 
-bool happened_before(const Access& old, const Current& now) {
-  if (old.async) return now.seen->get(old.who) >= old.time;
-  if (old.who == now.warp->number) {
-    const bool same_lane = old.lanes == 1u << cur->lane;
-    return same_lane || old.time < now.warp->clocks.epoch;
-  }
-  return now.seen->get(lanes_agent(old.who)) >= old.time ||
-         (old.lanes == 1 && now.seen->get(lane0_agent(old.who)) >= old.release);
+// Lanes that touched some of these bytes.
+inline uint32_t touching(const Access& old, uint32_t bytes) {
+  if (!old.striped) return old.lanes;
+  const int width = __builtin_popcount(old.bytes) / __builtin_popcount(old.lanes);
+  const int begin = __builtin_ctz(old.bytes), first = __builtin_ctz(old.lanes);
+  bytes &= old.bytes;
+  const int low = (__builtin_ctz(bytes) - begin) / width, high = (31 - __builtin_clz(bytes) - begin) / width;
+  return ((2u << high) - (1u << low)) << first;
+}
+
+// `narrow`: as if every scope had been wide enough.
+inline bool covers(const Clocks& k, const Access& old, uint32_t bytes, bool narrow = false) {
+  const Clock& clock = narrow ? k.narrow : k.seen;
+  if (clock.get(old.agent) >= old.time) return true;
+  if (old.async) return false;
+  const uint32_t lanes = touching(old, bytes);
+  if (lanes == 1) return clock.get(old.agent + kLane0Part) >= old.release;
+  if (k.past.empty()) return false;
+  uint32_t past = 0;
+  for (const LanePast& p : k.past)
+    if (p.agent == old.agent && p.epoch == old.time && old.release < p.fences && p.narrow <= narrow) past |= p.lanes;
+  return !(lanes & ~past);
+}
+
+inline bool happened_before(const Access& old, const Current& now) {
+  if (old.agent == now.agent && !old.async)
+    return old.time < now.warp->clocks.epoch || !(touching(old, now.access.bytes) & ~now.lane);
+  if (TK_LIKELY(covers(*now.knows, old, now.access.bytes))) return true;
+  if (now.lane == 1) return false;
+  for (const LaneClocks& a : now.warp->clocks.apart)
+    if ((a.lanes & now.lane) && covers(a.clocks, old, now.access.bytes)) return true;
+  return false;
 }
 
 bool proxied(const Access& old, const Current& now) {
-  return now.proxied->get(lanes_agent(old.who)) >= old.time ||
-         (old.lanes == 1 && now.proxied->get(lane0_agent(old.who)) >= old.release);
+  const Clock& k = now.knows->proxied;
+  return k.get(old.agent) >= old.time ||
+         (touching(old, now.access.bytes) == 1 && k.get(old.agent + kLane0Part) >= old.release);
 }
 
-std::string author(const Access& a) {
-  if (a.async) return "an asynchronous copy";
-  return who(&engine->warps[a.who], static_cast<uint32_t>(__builtin_ctz(a.lanes | 0x80000000u)));
+const CtaState* cta_of(const Access& a) { return &engine->ctas[a.agent >> kCtaShift]; }
+
+const WarpState* warp_of(const Access& a) {
+  return cta_of(a)->warps[(a.agent & ((1u << kCtaShift) - 1u)) / kWarpAgents];
 }
+
+std::string author(const Access& a, uint32_t bytes) {
+  if (a.async) return "an asynchronous copy";
+  return who(warp_of(a), static_cast<uint32_t>(__builtin_ctz(touching(a, bytes) | 0x80000000u)));
+}
+
+// Two atomic accesses need no order where each lies in the scope of the other.
+inline bool strong(const Access& old, const Current& now) {
+  if (!old.atomic || !now.access.atomic) return false;
+  const tk::Scope scope = static_cast<tk::Scope>(std::min(old.scope, now.access.scope));
+  return in_scope(scope, cta_of(old), cur->cta);
+}
+
+// Words for the edge that would have ordered the two, had its scope been wide enough; empty if there is none.
+std::string narrow_edge(const Access& old, const Current& now) {
+  if (old.atomic && now.access.atomic)
+    return text("both are atomic, but at %s and %s scope, and the other side is on another %s",
+                scope_name(static_cast<tk::Scope>(old.scope)), scope_name(static_cast<tk::Scope>(now.access.scope)),
+                cta_of(old)->rank == cur->cta->rank ? "CTA" : "rank");
+  const auto reaches = [&](const Clocks& k) { return covers(k, old, now.access.bytes, true); };
+  if (!reaches(*now.knows)) return "";
+  for (const NarrowEdge& n : engine->narrow_edges)
+    if (reaches(n.lost))
+      return text("ordered only by %s at %s scope (", n.from_what, scope_name(n.from_scope)) + place(n.from) +
+             text(") and %s at %s scope (", n.what, scope_name(n.scope)) + place(n.to) +
+             text("), and the other side is on another %s", n.other_rank ? "rank" : "CTA");
+  return "ordered only at a scope that does not reach the other side";
+}
+
+enum class Order { kNone, kNoFence };
 
 template <class Name>
-void report_race(const Access& old, const Current& now, bool fence_missing, Name&& name) {
+__attribute__((noinline)) void report_race(const Access& old, const Current& now, Order order, Name&& name) {
   Engine& e = *engine;
   const uint64_t pair = static_cast<uint64_t>(old.site) << 32 | now.access.site;
   if (!e.reported_pairs.insert(pair).second) return;
   const SiteEntry& other = e.sites[old.site];
+  const std::string narrow = order == Order::kNone ? narrow_edge(old, now) : "";
   std::vector<std::string> notes = {
-      text("the other access is a %s by %s: %s at ", old.write ? "write" : "read", author(old).c_str(), other.what) +
-          place(other.site),
-      fence_missing ? "they are ordered, but no fence_proxy_async lies between the generic write and the asynchronous access"
-                    : "no chain of releases and acquires orders the two"};
-  finding(fence_missing ? "TC0914" : "TC0912",
+      text("the other access is a %s by %s: %s at ", old.write ? "write" : "read", author(old, now.access.bytes).c_str(), other.what) +
+      place(other.site)};
+  if (order == Order::kNoFence)
+    notes.push_back("they are ordered, but no fence_proxy_async lies between the generic write and the asynchronous access");
+  else
+    notes.push_back(narrow.empty() ? "no chain of releases and acquires orders the two" : narrow);
+  finding(order == Order::kNoFence ? "TC0914" : narrow.empty() ? "TC0912" : "TC0918",
           text("%s: %s %s %s without being ordered after an earlier %s", who_now().c_str(), now.what,
                now.access.write ? "writes" : "reads", name().c_str(), old.write ? "write" : "read"),
           now.site, notes);
 }
 
-// Returns false if `old` conflicts with the current access.
+// Both accesses touch some of the same bytes.
 template <class Name>
 inline void check_pair(const Access& old, const Current& now, Name&& name) {
-  if (!(old.write || now.access.write) || !(old.bytes & now.access.bytes)) return;
-  if (old.reduce && now.access.reduce) return;
+  if (!(old.write || now.access.write) || strong(old, now)) return;
   if (TK_UNLIKELY(!happened_before(old, now)))
-    report_race(old, now, false, name);
-  else if (now.proxied && old.write && !old.async && TK_UNLIKELY(!proxied(old, now)))
-    report_race(old, now, true, name);
+    report_race(old, now, Order::kNone, name);
+  else if (now.by_proxy && old.write && !old.async && TK_UNLIKELY(!proxied(old, now)))
+    report_race(old, now, Order::kNoFence, name);
 }
 
-// True if `old` need not be remembered once the current access is.
+// True if `old` need not be remembered once the current access is. Both touch some of the same bytes.
 inline bool superseded(const Access& old, const Current& now) {
   const Access& a = now.access;
-  if (a.write && old.reduce && a.reduce) return !(old.bytes & ~a.bytes) && happened_before(old, now);
-  if (a.write) return !(old.bytes & ~a.bytes);
-  return !old.write && !(old.bytes & ~a.bytes) && happened_before(old, now);
+  if (old.bytes & ~a.bytes) return false;
+  if (a.write) return !(old.atomic && a.atomic) || happened_before(old, now);
+  if (old.write) return now.observes && old.atomic;
+  return old.agent == a.agent && old.time < a.time;
 }
 
-// Another lane of a warp reads or writes in the same epoch: one entry stands for all of them.
+// One entry stands for several lanes of a warp that do the same in one epoch: to the same bytes, or each to the next.
 inline bool merge(Access& old, const Access& a) {
-  if (old.async || a.async || old.write || a.write || old.who != a.who || old.time != a.time || old.bytes != a.bytes) return false;
+  if (old.agent != a.agent || old.time != a.time || old.write != a.write || (old.async | a.async | old.atomic | a.atomic)) return false;
+  if (old.bytes == a.bytes && !old.striped) {
+    if (old.write && old.lanes != a.lanes) return false;
+    old.lanes |= a.lanes;
+    old.release = a.release > old.release ? a.release : old.release;
+    return true;
+  }
+  if (old.release != a.release || (old.lanes & 1) || a.lanes == 1) return false;
+  if (old.striped && !(a.bytes & ~old.bytes)) return touching(old, a.bytes) == a.lanes;  // again
+  if (old.bytes & a.bytes) return false;
+  if (!old.striped && (old.lanes & (old.lanes - 1))) return false;
+  const int width = __builtin_popcount(old.bytes) / __builtin_popcount(old.lanes);
+  if (__builtin_popcount(a.bytes) != width) return false;
+  const uint32_t lane_above = 2u << (31 - __builtin_clz(old.lanes)), byte_above = 2u << (31 - __builtin_clz(old.bytes));
+  const uint32_t low_byte = a.bytes & -a.bytes;
+  const bool above = a.lanes == lane_above && low_byte == byte_above;
+  const bool below = a.lanes << 1 == (old.lanes & -old.lanes) && low_byte << width == static_cast<uint32_t>(old.bytes & -old.bytes);
+  if (!above && !below) return false;
+  // Stripes are gapless.
+  const uint32_t bytes = static_cast<uint32_t>(old.bytes | a.bytes);
+  if ((bytes / (bytes & -bytes) & (bytes / (bytes & -bytes) + 1)) != 0) return false;
+  old.bytes = static_cast<uint16_t>(bytes);
   old.lanes |= a.lanes;
-  old.release = a.release > old.release ? a.release : old.release;
+  old.striped = true;
   return true;
 }
 
+enum Fate { kKeep, kDrop, kMerged };
+
 template <class Name>
-void visit(Cell* cell, const Current& now, Name&& name) {
-  Engine& e = *engine;
-  const Access& a = now.access;
-  if (e.uninitialised && !a.write && !a.async && TK_UNLIKELY((cell->written & a.bytes) != a.bytes) &&
-      e.reported_pairs.insert(0xffffffff00000000ull | a.site).second)
-    finding("TC0913", text("%s: %s reads %s, which nothing has written", who_now().c_str(), now.what, name().c_str()),
-            now.site);
-  if (a.write) cell->written |= a.bytes;
-  if (!e.races) return;
-  bool merged = false;
-  uint8_t kept = 0;
-  for (uint8_t i = 0; i < cell->used; i++) {
-    Access& old = cell->slot[i];
+TK_ALWAYS Fate meet(Access& old, const Current& now, bool merged, Name&& name) {
+  if (old.bytes & now.access.bytes) {
     check_pair(old, now, name);
-    if (!merged && merge(old, a)) merged = true;
-    else if (superseded(old, now)) continue;
-    if (kept != i) cell->slot[kept] = old;
-    kept++;
+    if (!merged && merge(old, now.access)) return kMerged;
+    return superseded(old, now) ? kDrop : kKeep;
   }
-  cell->used = kept;
-  if (TK_UNLIKELY(cell->more)) {
-    std::vector<Access>& list = e.more_accesses[cell->more - 1];
-    size_t left = 0;
-    for (size_t i = 0; i < list.size(); i++) {
-      check_pair(list[i], now, name);
-      if (!merged && merge(list[i], a)) merged = true;
-      else if (superseded(list[i], now)) continue;
-      list[left++] = list[i];
-    }
-    list.resize(left);
-    if (list.empty()) {
-      e.free_lists.push_back(cell->more - 1);
-      cell->more = 0;
-    }
+  return !merged && merge(old, now.access) ? kMerged : kKeep;
+}
+
+// Reads of many warps pile up until the next write: those that happened before the current one may go.
+void prune(std::vector<Access>& list, const Current& now) {
+  list.erase(std::remove_if(list.begin(), list.end(),
+                            [&](const Access& o) {
+                              return !o.write && !now.access.write && !(o.bytes & ~now.access.bytes) && happened_before(o, now);
+                            }),
+             list.end());
+}
+
+template <class Name>
+__attribute__((noinline)) bool visit_more(Granule* g, const Current& now, bool merged, Name&& name) {
+  Engine& e = *engine;
+  std::vector<Access>& list = e.more_accesses[g->more - 1];
+  size_t left = 0;
+  for (size_t i = 0; i < list.size(); i++) {
+    const Fate fate = meet(list[i], now, merged, name);
+    if (fate == kDrop) continue;
+    merged |= fate == kMerged;
+    if (left != i) list[left] = list[i];
+    left++;
   }
-  if (merged) return;
-  if (cell->used < 2) {
-    cell->slot[cell->used++] = a;
-    return;
+  list.resize(left);
+  if (list.empty()) {
+    e.free_lists.push_back(g->more - 1);
+    g->more = 0;
   }
-  if (!cell->more) {
+  return merged;
+}
+
+__attribute__((noinline)) void add_more(Granule* g, const Current& now) {
+  Engine& e = *engine;
+  if (!g->more) {
     if (e.free_lists.empty()) {
       e.more_accesses.emplace_back();
       e.free_lists.push_back(static_cast<uint32_t>(e.more_accesses.size() - 1));
     }
-    cell->more = e.free_lists.back() + 1;
+    g->more = e.free_lists.back() + 1;
     e.free_lists.pop_back();
   }
-  e.more_accesses[cell->more - 1].push_back(a);
+  std::vector<Access>& list = e.more_accesses[g->more - 1];
+  if (list.size() >= 16 && !(list.size() & (list.size() - 1))) prune(list, now);
+  list.push_back(now.access);
 }
 
-// Calls visit for each word of [start, start + bytes), with the bytes of it that are touched.
+template <class Name>
+TK_ALWAYS void visit(Granule* g, const Current& now, Name&& name) {
+  Engine& e = *engine;
+  const Access& a = now.access;
+  if (!a.write && !a.async && TK_UNLIKELY((g->written & a.bytes) != a.bytes) && e.uninitialised &&
+      e.reported_pairs.insert(0xffffffff00000000ull | a.site).second)
+    finding("TC0913", text("%s: %s reads %s, which nothing has written", who_now().c_str(), now.what, name().c_str()),
+            now.site);
+  if (a.write) g->written |= a.bytes;
+  if (!e.races) return;
+  bool merged = false;
+  uint8_t kept = 0;
+  for (uint8_t i = 0; i < g->used; i++) {
+    const Fate fate = meet(g->slot[i], now, merged, name);
+    if (fate == kDrop) continue;
+    merged |= fate == kMerged;
+    if (kept != i) g->slot[kept] = g->slot[i];
+    kept++;
+  }
+  g->used = kept;
+  if (TK_UNLIKELY(g->more)) merged = visit_more(g, now, merged, name);
+  if (merged) return;
+  if (g->used < 2) g->slot[g->used++] = a;
+  else add_more(g, now);
+}
+
+// Calls visit for each granule of [start, start + bytes), with the bytes of it that are touched.
 template <class Name>
 void sweep(ShadowSpace& space, uint64_t start, uint64_t bytes, Current& now, Name&& name) {
-  Cell* cell = nullptr;
-  for (uint64_t b = start; b < start + bytes;) {
-    const uint64_t word = b / 4, end = word * 4 + 4 < start + bytes ? word * 4 + 4 : start + bytes;
-    now.access.bytes = ((1u << (end - word * 4)) - 1u) & ~((1u << (b - word * 4)) - 1u) & 15u;
-    cell = cell && word % ShadowSpace::kPageCells ? cell + 1 : space.at(word);
-    visit(cell, now, [&] { return name(word * 4); });
+  Granule* g = nullptr;
+  const uint64_t stop = start + bytes;
+  for (uint64_t b = start; b < stop;) {
+    const uint64_t granule = b / 16, end = std::min(granule * 16 + 16, stop);
+    const uint32_t low = static_cast<uint32_t>(b & 15), high = static_cast<uint32_t>(end - granule * 16);
+    now.access.bytes = static_cast<uint16_t>((1u << high) - (1u << low));
+    g = g && granule % ShadowSpace::kPage ? g + 1 : space.at(granule);
+    visit(g, now, [&] { return name(b); });
     b = end;
   }
 }
@@ -161,16 +280,18 @@ Current generic(bool write, const char* what, Site site) {
   WarpClocks& k = warp->clocks;
   Current now{};
   now.warp = warp;
+  now.agent = k.agent + kLanesPart;
+  now.lane = 1u << cur->lane;
   now.what = what;
   now.site = site;
-  now.seen = &(cur->lane == 0 ? k.lane0 : k.rest).seen;
-  now.access.who = warp->number;
+  now.knows = cur->lane == 0 ? &k.lane0 : &k.rest;
+  now.access.agent = now.agent;
   now.access.time = k.epoch;
-  now.access.release = k.releases;
-  now.access.lanes = 1u << cur->lane;
+  now.access.release = cur->lane == 0 ? k.releases : k.fences[cur->lane];
+  now.access.lanes = now.lane;
   now.access.write = write;
-  now.access.site = site_index(what, site);
-  if (write) k.unfenced |= 1u << cur->lane;
+  now.access.site = static_cast<uint16_t>(site_index(what, site));
+  if (write) k.unfenced |= now.lane;
   return now;
 }
 
@@ -178,16 +299,19 @@ Current asynchronous(bool write, AsyncAccess by, const char* what, Site site) {
   WarpState* warp = my_warp();
   Current now{};
   now.warp = warp;
+  now.agent = warp->clocks.agent + kLanesPart;
+  now.lane = 1u << cur->lane;
   now.what = what;
   now.site = site;
-  now.seen = &warp->clocks.lane0.seen;
-  now.proxied = &warp->clocks.lane0.proxied;
-  now.access.who = by.agent;
+  now.knows = &warp->clocks.lane0;
+  now.by_proxy = true;
+  now.access.agent = by.agent;
   now.access.time = by.time;
-  now.access.async = 1;
-  now.access.reduce = by.reduce;
+  now.access.async = true;
+  now.access.atomic = by.reduce;
+  now.access.scope = static_cast<uint8_t>(tk::Scope::kGpu);
   now.access.write = write;
-  now.access.site = site_index(what, site);
+  now.access.site = static_cast<uint16_t>(site_index(what, site));
   return now;
 }
 
@@ -229,6 +353,20 @@ void shadow_async_smem(CtaState* cta, uint32_t addr, uint32_t bytes, bool write,
 void shadow_async_global(const void* p, uint64_t bytes, bool write, AsyncAccess by, const char* what, Site site) {
   Current now = asynchronous(write, by, what, site);
   sweep_global(p, bytes, now);
+}
+
+void shadow_atomic(const void* p, uint32_t bytes, bool write, bool observes, tk::Scope scope, const char* what,
+                   Site site) {
+  Current now = generic(write, what, site);
+  now.access.atomic = true;
+  now.access.scope = static_cast<uint8_t>(scope);
+  now.observes = observes;
+  sweep_global(p, bytes, now);
+}
+
+void forget_written(CtaState* cta, uint32_t addr, uint32_t bytes) {
+  for (uint32_t b = addr - kSmemBase; b < addr - kSmemBase + bytes; b++)
+    cta->shadow.at(b / 16)->written &= static_cast<uint16_t>(~(1u << b % 16));
 }
 
 }  // namespace tk_emu

@@ -1,4 +1,4 @@
-// Shadow memory: for every 4 bytes the accesses that a later one may conflict with.
+// Shadow memory: for every 16 bytes the accesses that a later one may conflict with.
 #pragma once
 #include <stdint.h>
 
@@ -8,45 +8,47 @@
 namespace tk_emu {
 
 struct Access {
-  uint32_t who;             // warp number, or agent number of an async access
-  uint32_t time;            // epoch of the warp, or time of the agent
-  uint32_t release;         // lane 0's release count, for accesses of lane 0 alone
-  uint32_t lanes;           // mask, for accesses of a warp
-  uint32_t site : 24;       // index of (what, site)
-  uint32_t bytes : 4;       // which bytes of the word
-  uint32_t write : 1;
-  uint32_t async : 1;
-  uint32_t reduce : 1;      // atomic per element: any order among themselves
+  uint32_t agent;    // of the warp's lanes, or of the asynchronous access
+  uint32_t time;     // epoch of the warp, or time of the agent
+  uint32_t release;  // of lane 0: its releases; of another lane: its fences in this epoch
+  uint32_t lanes;    // mask, for accesses of a warp
+  uint16_t bytes;    // which bytes of the granule
+  uint16_t site;     // index of (what, site)
+  bool write : 1;
+  bool async : 1;
+  bool atomic : 1;
+  bool striped : 1;  // lane after lane, byte range after byte range; otherwise every lane touched every byte
+  uint8_t scope : 2; // of an atomic access
 };
 
-struct Cell {
+struct Granule {
   Access slot[2];
-  uint32_t more = 0;        // 1 + index of a list of further accesses
+  uint32_t more = 0;     // 1 + index of a list of further accesses
+  uint16_t written = 0;  // bytes that were ever written
   uint8_t used = 0;
-  uint8_t written = 0;      // bytes that were ever written
 };
 
-// One word per cell, allocated page by page on first touch: most of a KV cache is never touched.
+// Allocated page by page on first touch: most of a KV cache is never touched.
 class ShadowSpace {
  public:
-  static constexpr uint64_t kPageCells = 512;
+  static constexpr uint64_t kPage = 256;
   void resize(uint64_t bytes, bool initialised) {
-    pages_.resize((bytes / 4 + kPageCells) / kPageCells);
+    pages_.resize((bytes / 16 + kPage) / kPage);
     initialised_ = initialised;
   }
-  Cell* at(uint64_t word) {
-    std::unique_ptr<Cell[]>& page = pages_[word / kPageCells];
+  Granule* at(uint64_t granule) {
+    std::unique_ptr<Granule[]>& page = pages_[granule / kPage];
     if (!page) {
-      page.reset(new Cell[kPageCells]);
+      page.reset(new Granule[kPage]);
       if (initialised_)
-        for (uint64_t i = 0; i < kPageCells; i++) page[i].written = 15;
+        for (uint64_t i = 0; i < kPage; i++) page[i].written = 0xffff;
     }
-    return &page[word % kPageCells];
+    return &page[granule % kPage];
   }
   bool empty() const { return pages_.empty(); }
 
  private:
-  std::vector<std::unique_ptr<Cell[]>> pages_;
+  std::vector<std::unique_ptr<Granule[]>> pages_;
   bool initialised_ = false;
 };
 

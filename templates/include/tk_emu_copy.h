@@ -1,4 +1,4 @@
-// cp.async, cache hints, bulk reductions and the read-modify-write counter of the emulation.
+// cp.async, cache hints and bulk reductions of the emulation.
 #pragma once
 
 namespace tk_emu {
@@ -8,7 +8,6 @@ TK_HIDDEN void cp_async_commit();
 TK_HIDDEN void cp_async_wait(uint32_t keep);
 enum class ReduceType { kF32, kBf16, kU32 };
 TK_HIDDEN void bulk_reduce_add(void* dst, uint32_t src, uint32_t bytes, ReduceType type, const char* what, Site site);
-TK_HIDDEN uint32_t atom_add_acqrel(uint32_t* p, uint32_t v, Site site);
 
 }  // namespace tk_emu
 
@@ -50,7 +49,5 @@ TK_BULK_REDUCE(bulk_reduce_add_f32, kF32)
 TK_BULK_REDUCE(bulk_reduce_add_bf16, kBf16)
 TK_BULK_REDUCE(bulk_reduce_add_u32, kU32)
 #undef TK_BULK_REDUCE
-
-TK_FN u32 atom_add_acqrel(u32* p, u32 v, TK_SITE) { return elect() ? tk_emu::atom_add_acqrel(p, v, site) : 0u; }
 
 }  // namespace tk

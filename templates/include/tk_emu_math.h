@@ -53,7 +53,13 @@ TK_FN u32 bf16x2_fma(u32 a, u32 b, u32 c) {
 }
 TK_FN u32 bf16x2_add(u32 a, u32 b) { return bf16x2_fma(a, 0x3f803f80u, b); }
 
+// NaNs as the conversions make them: what data-as-flag words carry.
 TK_FN float canonical(float x) { return x != x ? u2f(0x7fffffffu) : x; }
+TK_FN u32 canonical_bf16x2(u32 v) {
+  if ((v & 0x7fffu) > 0x7f80u) v = (v & 0xffff0000u) | 0x7fffu;
+  if ((v & 0x7fff0000u) > 0x7f800000u) v = (v & 0xffffu) | 0x7fff0000u;
+  return v;
+}
 TK_FN float exp2_(float x) { return tk_emu::exp2_approx(x); }
 TK_FN float lg2_(float x) { return tk_emu::log2_approx(x); }
 TK_FN float flush(float x) { return fabsf(x) < 1.17549435e-38f ? copysignf(0.0f, x) : x; }

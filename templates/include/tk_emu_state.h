@@ -18,7 +18,7 @@ enum Count : int {
   kMma, kShfl, kSyncwarp, kBarrier, kMbarWait, kMbarArrive, kCounterWait, kCounterSignal,
   kLds, kSts, kLdsBytes, kStsBytes, kLdg, kStg, kLdgBytes, kStgBytes,
   kBulkLoad, kBulkStore, kBulkLoadBytes, kBulkStoreBytes, kFence, kMath, kBankConflicts, kMatrixMove,
-  kWgmma, kTma, kCpAsync, kReserved0, kReserved1, kReserved2, kReserved3, kReserved4,
+  kWgmma, kTma, kCpAsync, kReserved0, kReserved1, kReserved2, kWordPoll, kWordPush,
   kCounts
 };
 
@@ -86,6 +86,7 @@ TK_HIDDEN void shadow_global(const void* p, uint32_t bytes, bool write, const ch
 
 #define TK_ALWAYS inline __attribute__((always_inline))
 #define TK_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define TK_LIKELY(x) __builtin_expect(!!(x), 1)
 
 TK_ALWAYS void preempt_point() {
   if (TK_UNLIKELY(preempt_on)) preempt_slow();

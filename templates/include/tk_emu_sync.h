@@ -29,11 +29,17 @@ TK_HIDDEN void set_registers(int count, bool up, Site site);
 TK_HIDDEN void sync_warp_clocks(Warp* warp);
 TK_HIDDEN void nanosleep(Site site);
 
-TK_HIDDEN void wait_ge(const uint32_t* p, uint32_t target, const tk::Watch& watch, Site site);
-TK_HIDDEN void signal_add(uint32_t* p, uint32_t v, bool release, Site site);
-TK_HIDDEN uint32_t ld_acquire(const uint32_t* p, Site site);
-TK_HIDDEN void st_release(uint32_t* p, uint32_t v, Site site);
-TK_HIDDEN void fence_gpu(Site site);
+TK_HIDDEN void wait_ge(const uint32_t* p, uint32_t target, tk::Scope scope, bool acquire, const tk::Watch& watch,
+                       Site site);
+TK_HIDDEN uint32_t counter_add(uint32_t* p, uint32_t v, tk::Scope scope, bool acquire, bool release, const char* what,
+                               Site site);
+TK_HIDDEN uint32_t counter_load(const uint32_t* p, tk::Scope scope, bool acquire, Site site);
+TK_HIDDEN void counter_store(uint32_t* p, uint32_t v, tk::Scope scope, bool release, Site site);
+TK_HIDDEN void fence(tk::Scope scope, Site site);
+TK_HIDDEN uint64_t poll_word(const void* p, uint64_t poison, uint32_t bytes, tk::Scope scope, const tk::Watch& watch,
+                             Site site);
+TK_HIDDEN void push_word(void* p, uint64_t value, uint32_t bytes, tk::Scope scope, Site site);
+TK_HIDDEN void poison_word(void* p, uint64_t value, uint32_t bytes, Site site);
 
 }  // namespace tk_emu
 
@@ -120,20 +126,66 @@ TK_FN void setmaxnreg_dec(TK_SITE) {
 }
 TK_FN void nanosleep(u32, TK_SITE) { tk_emu::nanosleep(site); }
 
+template <Scope S = Scope::kGpu>
 TK_FN void wait_ge(const u32* p, u32 target, const Watch& watch, TK_SITE) {
-  if (elect()) tk_emu::wait_ge(p, target, watch, site);
+  if (elect()) tk_emu::wait_ge(p, target, S, true, watch, site);
 }
+template <Scope S = Scope::kGpu>
+TK_FN void wait_ge_relaxed(const u32* p, u32 target, const Watch& watch, TK_SITE) {
+  if (elect()) tk_emu::wait_ge(p, target, S, false, watch, site);
+}
+template <Scope S = Scope::kGpu>
 TK_FN void red_release(u32* p, u32 v, TK_SITE) {
-  if (elect()) tk_emu::signal_add(p, v, true, site);
+  if (elect()) tk_emu::counter_add(p, v, S, false, true, "red_release", site);
 }
+template <Scope S = Scope::kGpu>
 TK_FN void red_relaxed(u32* p, u32 v, TK_SITE) {
-  if (elect()) tk_emu::signal_add(p, v, false, site);
+  if (elect()) tk_emu::counter_add(p, v, S, false, false, "red_relaxed", site);
 }
-TK_FN u32 ld_acquire(const u32* p, TK_SITE) { return tk_emu::ld_acquire(p, site); }
+template <Scope S = Scope::kGpu>
+TK_FN u32 atom_add_acqrel(u32* p, u32 v, TK_SITE) {
+  return elect() ? tk_emu::counter_add(p, v, S, true, true, "atom_add_acqrel", site) : 0u;
+}
+template <Scope S = Scope::kGpu>
+TK_FN u32 ld_acquire(const u32* p, TK_SITE) {
+  return tk_emu::counter_load(p, S, true, site);
+}
+template <Scope S = Scope::kGpu>
+TK_FN u32 ld_relaxed(const u32* p, TK_SITE) {
+  return tk_emu::counter_load(p, S, false, site);
+}
+template <Scope S = Scope::kGpu>
 TK_FN void st_release(u32* p, u32 v, TK_SITE) {
-  if (elect()) tk_emu::st_release(p, v, site);
+  if (elect()) tk_emu::counter_store(p, v, S, true, site);
 }
-TK_FN void fence_gpu(TK_SITE) { tk_emu::fence_gpu(site); }
+template <Scope S = Scope::kGpu>
+TK_FN void st_relaxed(u32* p, u32 v, TK_SITE) {
+  if (elect()) tk_emu::counter_store(p, v, S, false, site);
+}
+template <Scope S>
+TK_FN void fence(TK_SITE) {
+  tk_emu::fence(S, site);
+}
+TK_FN void fence_gpu(TK_SITE) { tk_emu::fence(Scope::kGpu, site); }
+
+template <Scope S>
+TK_FN u32 poll_word(const u32* p, u32 poison, const Watch& watch, TK_SITE) {
+  return static_cast<u32>(tk_emu::poll_word(p, poison, 4, S, watch, site));
+}
+template <Scope S>
+TK_FN u64 poll_word(const u64* p, u64 poison, const Watch& watch, TK_SITE) {
+  return tk_emu::poll_word(p, poison, 8, S, watch, site);
+}
+template <Scope S>
+TK_FN void push_word(u32* p, u32 value, TK_SITE) {
+  tk_emu::push_word(p, value, 4, S, site);
+}
+template <Scope S>
+TK_FN void push_word(u64* p, u64 value, TK_SITE) {
+  tk_emu::push_word(p, value, 8, S, site);
+}
+TK_FN void poison_word(u32* p, u32 poison, TK_SITE) { tk_emu::poison_word(p, poison, 4, site); }
+TK_FN void poison_word(u64* p, u64 poison, TK_SITE) { tk_emu::poison_word(p, poison, 8, site); }
 
 }  // namespace tk
 

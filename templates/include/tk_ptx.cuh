@@ -14,6 +14,7 @@
 
 #include "tk_ptx_core.cuh"
 #include "tk_ptx_async.cuh"
+#include "tk_ptx_sync.cuh"
 #include "tk_ptx_mem.cuh"
 #include "tk_ptx_math.cuh"
 #include "tk_ptx_cvt.cuh"

@@ -41,40 +41,4 @@ TK_FN void prefetch_l2(const void* src, u32 bytes) {
                  : "memory");
 }
 
-// ---- global counters: one u32 per 128-byte line ----------------------------------------------------
-
-TK_FN u32 ld_acquire(const u32* p) {
-  u32 v;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(global_address(p)) : "memory");
-  return v;
-}
-TK_FN void st_release(u32* p, u32 v) {
-  if (elect())
-    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(global_address(p)), "r"(v) : "memory");
-}
-TK_FN void red_release(u32* p, u32 v) {
-  if (elect())
-    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(global_address(p)), "r"(v) : "memory");
-}
-TK_FN void red_relaxed(u32* p, u32 v) {
-  if (elect())
-    asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(global_address(p)), "r"(v) : "memory");
-}
-TK_FN void fence_gpu() { __threadfence(); }
-
-// Lane 0 waits until (int)(*p - target) >= 0, then has acquired what the releases published; the caller
-// follows with syncwarp() where other lanes read it. (L0)
-TK_FN void wait_ge(const u32* p, u32 target, const Watch& w) {
-  if (!elect()) return;
-#pragma unroll 1
-  for (int burst = 0; burst < 256; burst++)
-    if (static_cast<int>(ld_acquire(p) - target) >= 0) return;
-  const u64 start = global_timer();
-  u32 seen;
-#pragma unroll 1
-  while (static_cast<int>((seen = ld_acquire(p)) - target) < 0)
-    if (global_timer() - start > TK_WATCHDOG_NS)
-      give_up(w, kWaitCounter, static_cast<u32>(global_address(p)), target, seen);
-}
-
 }  // namespace tk

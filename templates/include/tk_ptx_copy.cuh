@@ -1,4 +1,4 @@
-// cp.async, cache hints, bulk reductions and the read-modify-write counter in PTX.
+// cp.async, cache hints and bulk reductions in PTX.
 #pragma once
 
 namespace tk {
@@ -75,16 +75,5 @@ TK_BULK_REDUCE(bulk_reduce_add_f32, ".f32")
 TK_BULK_REDUCE(bulk_reduce_add_bf16, ".noftz.bf16")
 TK_BULK_REDUCE(bulk_reduce_add_u32, ".u32")
 #undef TK_BULK_REDUCE
-
-// Lane 0 adds and gets the old value, having acquired what earlier releases published; other lanes get 0. (L0)
-TK_FN u32 atom_add_acqrel(u32* p, u32 v) {
-  u32 old = 0;
-  if (elect())
-    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
-                 : "=r"(old)
-                 : "l"(global_address(p)), "r"(v)
-                 : "memory");
-  return old;
-}
 
 }  // namespace tk

@@ -49,6 +49,13 @@ TK_FN u32 f2bf(float f) {
 TK_FN float bf2f(u32 low16) { return __uint_as_float(low16 << 16); }
 TK_FN float bf_lo(u32 v) { return __uint_as_float(v << 16); }
 TK_FN float bf_hi(u32 v) { return __uint_as_float(v & 0xffff0000u); }
+// NaNs as the conversions make them: what data-as-flag words carry.
+TK_FN float canonical(float x) { return x != x ? u2f(0x7fffffffu) : x; }
+TK_FN u32 canonical_bf16x2(u32 v) {
+  if ((v & 0x7fffu) > 0x7f80u) v = (v & 0xffff0000u) | 0x7fffu;
+  if ((v & 0x7fff0000u) > 0x7f800000u) v = (v & 0xffffu) | 0x7fff0000u;
+  return v;
+}
 
 TK_FN float exp2_(float x) {
   float r;

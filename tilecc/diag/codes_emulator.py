@@ -133,6 +133,16 @@ fence_proxy_async, executed by the writing lanes before the synchronisation that
         wrong="sts32(out, v); syncwarp(); bulk_s2g(dst, out, 1024);",
         right="sts32(out, v); fence_proxy_async(); syncwarp(); bulk_s2g(dst, out, 1024);",
     ),
+    "TC0915": Entry(
+        title="counter and target too far apart",
+        explanation="""
+Counters are epochs that wrap: a wait compares (int)(counter - target) with zero, which is right across the
+wrap while the two stay within 2^30 of each other. Further apart the comparison is about to turn over: a
+target that was not computed modulo 2^32, a base of another counter, or a counter not reset with it.
+""",
+        wrong="wait_ge(counter, epoch < 0xffffffff ? epoch : 1, w);    // counter at 0x80000000",
+        right="wait_ge(counter, base + epoch, w);                      // unsigned arithmetic, same base",
+    ),
     "TC0916": Entry(
         title="launch refused by the emulator",
         explanation="""
@@ -150,6 +160,26 @@ a GPU too, which is slow: keep such arrays in shared memory.
 """,
         wrong="float scratch[32768];",
         right="float scratch[16];",
+    ),
+    "TC0918": Entry(
+        title="synchronisation at too narrow a scope",
+        explanation="""
+Two accesses would be ordered, were it not for the scope: a release or acquire at .cta scope reaches only
+threads of the same CTA, one at .gpu scope only the same rank. Peers of another rank need .sys on both sides.
+Two atomic accesses also conflict when the scope of either does not reach the other.
+""",
+        wrong="red_release<Scope::kGpu>(peer_counter, 1);",
+        right="red_release<Scope::kSys>(peer_counter, 1);",
+    ),
+    "TC0919": Entry(
+        title="data-as-flag word misused",
+        explanation="""
+A word that carries its own flag must hold poison when a push comes and before anyone polls it: it is filled
+with poison before the first push, poisoned again after each datum was taken, and never pushed the poison
+itself. A poll that takes anything else takes old data or none.
+""",
+        wrong="x = poll_word<Scope::kSys>(p, kFlagPoison, w);      // and next step the same word again",
+        right="x = poll_word<Scope::kSys>(p, kFlagPoison, w); poison_word(p, kFlagPoison);",
     ),
     "TC0921": Entry(
         title="raw instruction or dereference in emitted text (rule 1)",
