@@ -107,7 +107,7 @@ TK_FN void chain(const ConformanceParams& p) {
     if (kind == 2) fence_gpu();
     syncwarp();
     if (kind == 0) red_release(counter, 1);
-    if (kind == 1) st_release(counter, ldg32(counter) + 1u);
+    if (kind == 1 && elect()) st_release(counter, ldg32(counter) + 1u);
     if (kind == 2) {
       fence_gpu();
       red_relaxed(counter, 1);
