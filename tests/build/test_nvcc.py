@@ -188,7 +188,7 @@ def test_a_compile_error_is_shown_with_its_line_and_leaves_no_library(
     package = make_package(tmp_path / "bad")
     source = package / "kernels" / "sample.cu"
     lines = source.read_text().splitlines()
-    lines[10] = "int broken = nowhere;"
+    lines[10] = "constexpr int broken = nowhere;"
     source.write_text("\n".join(lines))
     with pytest.raises(TileccError) as caught:
         build_cuda(package, ["sm_90a"])
