@@ -265,6 +265,7 @@ void issue_load(Load load);      // it is checked and its destination poisoned
 void issue_store(Store s);       // to the bulk groups of the current warp
 void check_exit(WarpState* warp);
 void check_thread_exit();        // copy.cpp
+void check_wgmma_exit(WarpState* warp);
 
 // barrier.cpp
 MBarrier* barrier_at(CtaState* cta, uint32_t addr, const char* what, Site site);

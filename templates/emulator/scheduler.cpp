@@ -172,7 +172,10 @@ void thread_main() {
                          warp->what),
           warp->site);
   check_thread_exit();
-  if (cur->lane == 0) check_exit(warp);
+  if (cur->lane == 0) {
+    check_exit(warp);
+    check_wgmma_exit(warp);
+  }
   warp->exited |= 1u << cur->lane;
   self()->wait = Wait::kDone;
   engine->live--;

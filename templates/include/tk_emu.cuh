@@ -23,3 +23,4 @@
 #include "tk_emu_copy.h"
 #include "tk_emu_tensor.h"
 #include "tk_emu_cluster.h"
+#include "tk_emu_wgmma.h"

@@ -22,3 +22,4 @@
 #include "tk_ptx_copy.cuh"
 #include "tk_ptx_tensor.cuh"
 #include "tk_ptx_cluster.cuh"
+#include "tk_ptx_wgmma.cuh"

@@ -19,7 +19,16 @@ Array = NDArray[Any]
 Check = Callable[[NDArray[np.uint8], NDArray[np.uint8]], "Verdict"]
 """(out, work) after the launch, as bytes -> verdict."""
 
-THREADS = {"math": 256, "matrix": 128, "memory": 32, "sync": 256, "copy": 128, "tma": 32, "cluster": 64}
+THREADS = {
+    "math": 256,
+    "matrix": 128,
+    "memory": 32,
+    "sync": 256,
+    "copy": 128,
+    "tma": 32,
+    "cluster": 64,
+    "wgmma": 128,
+}
 """Threads per CTA of each ``kernels/<name>.cu``."""
 
 PARAMS_BYTES = 2 * 128 + 4 * 8 + 8 * 4

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.case import THREADS
-from tests.conformance.gpu import INCLUDE, build, main
+from tests.conformance.gpu import HOPPER_ONLY, INCLUDE, build, main
 from tests.conformance.registry import CASES, KERNELS
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-HOPPER_ONLY = {"wgmma"}
 
 
 def compiled(kernel: str, arch: str, directory: Path) -> str:
