@@ -9,7 +9,9 @@
         the same kernels, few repetitions, under compute-sanitizer's memcheck, racecheck, synccheck or
         initcheck
     python benchmarks/costs.py --import RESULT.json
-        makes them the measured costs of the target table
+        makes them the measured costs of the target table (tilecc/target/measured)
+    python benchmarks/costs.py --compare MODEL.py
+        reruns the passes with planned and with measured costs and prints what differs
 
 The kernels (benchmarks/micro) use the primitive header alone, so they measure what emitted kernels do. Every
 group of measurements runs in a process of its own with a time limit; whatever a kernel moves or computes is
@@ -170,6 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--build", type=Path, metavar="DIR")
     what.add_argument("--run", type=Path, metavar="DIR")
     what.add_argument("--import", type=Path, metavar="RESULT.json", dest="result")
+    what.add_argument("--compare", type=Path, metavar="MODEL.py")
     what.add_argument("--group", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, metavar="OUT", help="directory of the results of --run")
     parser.add_argument(
@@ -191,6 +194,11 @@ def main(arguments: list[str] | None = None) -> int:
         from benchmarks.micro.measured import import_result
 
         print(import_result(a.result))
+        return 0
+    if a.compare:
+        from benchmarks.micro.compare import compare
+
+        print(compare(a.compare), end="")
         return 0
     if a.group:
         a.part.write_text(json.dumps(measure(a.library, a.group, a.scale)))

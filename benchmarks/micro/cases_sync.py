@@ -127,6 +127,7 @@ def grid_costs(m: Machine, s: Scale) -> Iterator[Cost]:
     sizes = [m.sms] if m.sms < 64 else [m.sms, m.sms // 2, 16]
     for mode, suffix, more in (
         ("grid", "", ""),
+        ("grid_stored", "_stored", "; 512 bytes stored by each before"),
         ("grid_data", "_data", "; 512 bytes stored before, 512 of another after"),
     ):
         for key, kind, group, pollers, what in GRIDS:

@@ -24,7 +24,7 @@ FIRST_WORD, STEP = 0x7F4A7C15, 0x9E3779B1
 MODES = {
     "sync": (
         "mbar_lane mbar_warp mbar_passed warp_to_warp named_barrier cta_sync syncwarp shuffle fence_gpu "
-        "fence_proxy counter counter_store counter_data counter_fence counter_bulk grid grid_data"
+        "fence_proxy counter counter_store counter_data counter_fence counter_bulk grid grid_stored grid_data"
     ).split(),
     "copy": "fill latency stream activations prefetch chase staged".split(),
     "rates": (

@@ -24,6 +24,7 @@ enum Mode : u32 {
   kCounterFence,   // 512 bytes: st, syncwarp, fence, red.relaxed | wait_ge, syncwarp, ld
   kCounterBulk,    // `size` bytes: st.shared, fence, bulk store, wait, red.release | wait_ge, fence, bulk load, wait
   kGrid,           // all CTAs; a: 0 one counter, 1 counter and release flag, 2 tree, 3 tree and flags; b: group; c: pollers
+  kGridStored,     // the same with 512 bytes stored before each arrival
   kGridData,       // the same with 512 bytes stored before and another CTA's read after
 };
 
@@ -293,7 +294,14 @@ TK_FN void wait_all(const MicroParams& p, const Grid& g, u32 epoch, const Watch&
   if (g.kind == 3) wait_ge(line(p, 2 + g.groups() + g.mine()), epoch, w);
 }
 
-template <bool kData512>
+// The 16 bytes that this lane of CTA `other` stored in `epoch`.
+TK_FN u32 wrong(const uint8_t* slot, u32 other, u32 epoch) {
+  const u32 ln = lane(), v = pattern(other * 32u + ln) + epoch;
+  const u32x4 x = ldg128(slot + other * 512u + ln * 16);
+  return x.x != v || x.y != (v ^ 1u) || x.z != (v ^ 2u) || x.w != (v ^ 3u);
+}
+
+template <bool kStored, bool kLoaded>
 TK_FN void grid(const MicroParams& p, const Watch& w) {
   const Grid g{p.a, p.b ? p.b : 1u, ncta(), cta()};
   const u32 ln = lane(), wp = warp(), pollers = p.c;
@@ -307,7 +315,7 @@ TK_FN void grid(const MicroParams& p, const Watch& w) {
       // All pollers of the CTA have seen the last epoch before it arrives again, as roles of one op do.
       if (pollers > 1) bar_sync(1, pollers * 32u);
       if (wp == 0) {
-        if (kData512) {
+        if (kStored) {
           const u32 v = pattern(g.me * 32u + ln) + epoch;
           stg128(slot + g.me * 512u + ln * 16, u32x4{v, v ^ 1u, v ^ 2u, v ^ 3u});
         }
@@ -316,16 +324,14 @@ TK_FN void grid(const MicroParams& p, const Watch& w) {
       }
       wait_all(p, g, epoch, w);
       syncwarp();
-      if (kData512 && wp == 0) {
-        const u32 other = (g.me + epoch) % g.n, v = pattern(other * 32u + ln) + epoch;
-        const u32x4 x = ldg128(slot + other * 512u + ln * 16);
-        bad += x.x != v || x.y != (v ^ 1u) || x.z != (v ^ 2u) || x.w != (v ^ 3u);
-      }
+      if (kLoaded && wp == 0) bad += wrong(slot, (g.me + epoch) % g.n, epoch);
     }
     const u32 t = clock32() - t0;
     if (wp == 0 && ln == 0) record(p, s, t);
   }
   if (wp == 0) {
+    // What the last epoch stored is still there for all to see.
+    if (kStored && !kLoaded) bad += wrong(p.work + (epoch & 1u) * g.n * 512u, (g.me + 1) % g.n, epoch);
     const u32 good = tk::ballot(bad == 0u);
     if (ln == 0) {
       sum_out(p, 0, popc(good));
@@ -366,8 +372,9 @@ TK_KERNEL(micro_sync, micro::sync::kThreads)(TK_GRID_CONST MicroParams p) {
     case kCounterData: counters_data<kCounterData>(p, w); break;
     case kCounterFence: counters_data<kCounterFence>(p, w); break;
     case kCounterBulk: counters_bulk(p, sb, w); break;
-    case kGrid: grid<false>(p, w); break;
-    case kGridData: grid<true>(p, w); break;
+    case kGrid: grid<false, false>(p, w); break;
+    case kGridStored: grid<true, false>(p, w); break;
+    case kGridData: grid<true, true>(p, w); break;
   }
   cta_sync();
   span_out(p, 1);

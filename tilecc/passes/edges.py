@@ -20,6 +20,7 @@ import dataclasses
 
 from tilecc.ir.tile import Access, HandOff, HandOffKind, Space, TileGraph, TileOp
 from tilecc.passes.context import PassContext
+from tilecc.target import show
 
 
 def edges(graph: TileGraph, ctx: PassContext) -> TileGraph:
@@ -110,17 +111,17 @@ def _hand_off(
     target = ctx.target
     if all(spaces[b] is Space.PEER for b in buffers):
         kind = HandOffKind.PEER_FLAG
-        cost = f"{target.peer_hand_off * 1e6:.2f} us"
+        cost = show(target.peer_hand_off, "s")
         reason = f"{source.label} of every rank writes {', '.join(buffers)}: pushed words as flags, {cost}"
     elif _in_cta(buffers, spaces):
         kind = HandOffKind.MBARRIER
-        cost = f"{target.mbarrier_hand_off * 1e9:.0f} ns"
+        cost = show(target.mbarrier_hand_off, "s")
         reason = f"every CTA recomputes {', '.join(buffers)}: same-CTA mbarrier, {cost}"
     else:
         kind = HandOffKind.COUNTER
         reason = (
             f"tiles of {source.label} lie on all CTAs, so a same-CTA mbarrier is not legal: epoch counter, "
-            f"{target.counter_hand_off * 1e6:.2f} us"
+            f"{show(target.counter_hand_off, 's')}"
         )
     ctx.decide("edges", f"{source.label} -> {op.label}", kind.name.lower(), reason)
     return HandOff(source.name, kind, buffers, reason, previous)

@@ -11,6 +11,7 @@ from tilecc.diag import error
 from tilecc.ir.tile import RingSpec, TileGraph
 from tilecc.passes.context import PassContext
 from tilecc.passes.tile import ceil_div
+from tilecc.target import show
 from tilecc.weights.layout import BLOCK_BYTES
 
 ACTIVATION_SLOTS = 8
@@ -56,7 +57,8 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
         "rings",
         "weight ring",
         f"{stages} stages of {stage} B",
-        f"{stages * stage // 1024} KiB in flight per SM",
+        f"{stages * stage // 1024} KiB in flight per SM; the memory system needs "
+        f"{show(ctx.target.in_flight, 'B')}",
     )
     return dataclasses.replace(
         graph,

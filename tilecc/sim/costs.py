@@ -34,9 +34,9 @@ class Costs:
 
 SOURCES: dict[str, str] = {
     "hbm_rate": "target table",
-    "hbm_latency": "design: loaded HBM latency 0.7 to 1.0 us, the middle",
-    "l2_latency": "design: global load on the critical path 0.5 us",
-    "l2_rate_per_sm": "design: activations of 96 KiB per SM at no more than 64 B per clock",
+    "hbm_latency": "target table",
+    "l2_latency": "target table",
+    "l2_rate_per_sm": "target table",
     "clock": "peers 4.5: 20.7 B per clock and SM of 4.8 TB/s over 132 SMs",
     "lanes": "four schedulers, one warp instruction per clock each",
     "counter": "target table",
@@ -55,9 +55,9 @@ def costs_of(target: Target, **changes: Any) -> Costs:
     clock = 1.755e9
     made: dict[str, Any] = {
         "hbm_rate": target.hbm_rate,
-        "hbm_latency": 0.85e-6,
-        "l2_latency": 0.5e-6,
-        "l2_rate_per_sm": 64 * clock,
+        "hbm_latency": target.hbm_latency,
+        "l2_latency": target.l2_latency,
+        "l2_rate_per_sm": target.l2_rate_per_sm,
         "clock": clock,
         "lanes": 128,
         "counter": target.counter_hand_off,

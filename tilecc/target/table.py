@@ -1,5 +1,5 @@
-"""The table of targets. Limits: CUDA C++ Programming Guide, compute capabilities 9.0 and 10.0. Rates and
-costs: section 8 of the design (measured where it says so, otherwise planning figures until measured).
+"""The table of targets. Limits: CUDA C++ Programming Guide, compute capabilities 9.0 and 10.0. Costs:
+planning figures (sources in costs.py), replaced by what was measured where there is a measurement.
 
 SM rates are results per clock and SM of the guide's table of arithmetic throughput, unless a field says
 otherwise. Rates of sm_100a are those of sm_90a where the guide gives no other: planning figures.
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tilecc.diag import error
+from tilecc.target.costs import COST_FIELDS, Cost, MeasuredFile, known_measurements, resolve
 
 
 @dataclass(frozen=True)
@@ -43,21 +45,30 @@ class SmRates:
 
 @dataclass(frozen=True)
 class Target:
-    """One machine. Sizes in bytes, rates in bytes per second, costs in seconds."""
+    """One machine. Sizes in bytes, rates in bytes per second, costs in seconds; `costs` says where each is
+    from. `machine` is the GPU that memory sizes and rates describe. What the costs mean: COST_FIELDS."""
 
     name: str
     title: str
+    machine: str
     gencode: str
     sms: int
     smem_per_cta: int
     registers_per_sm: int
     l2_bytes: int
     hbm_rate: float
-    counter_hand_off: float
-    mbarrier_hand_off: float
-    peer_hand_off: float
+    hbm_latency: float
+    in_flight: float
+    l2_latency: float
+    l2_rate_per_sm: float
     activation_load: float
+    mbarrier_hand_off: float
+    counter_hand_off: float
+    flag_hand_off: float
+    peer_hand_off: float
+    launch: float
     sm: SmRates
+    costs: tuple[Cost, ...] = ()
 
 
 KIB = 1024
@@ -86,43 +97,69 @@ BLACKWELL_SM = replace(
     hbm_nominal=8.0e12,
 )
 
-TARGETS: dict[str, Target] = {
+PLANNED: dict[str, Target] = {
     "sm_90a": Target(
         name="sm_90a",
         title="Hopper, H100/H200 SXM (132 SMs)",
+        machine="H200",
         gencode="arch=compute_90a,code=sm_90a",
         sms=132,
         smem_per_cta=227 * KIB,
         registers_per_sm=64 * KIB,
         l2_bytes=60 * KIB * KIB,  # H200, as PyTorch reports
-        hbm_rate=4.3e12,  # H200, measured device-to-device copy
-        counter_hand_off=1.25e-6,
-        mbarrier_hand_off=60e-9,
-        peer_hand_off=2.0e-6,  # peer flag over NVLink (design, peers 4.2)
+        hbm_rate=4.3e12,
+        hbm_latency=0.85e-6,
+        in_flight=64 * KIB,
+        l2_latency=0.5e-6,
+        l2_rate_per_sm=64 * HOPPER_SM.clock,
         activation_load=1.5e-6,
+        mbarrier_hand_off=60e-9,
+        counter_hand_off=1.25e-6,
+        flag_hand_off=0.85e-6,
+        peer_hand_off=2.0e-6,
+        launch=2.1e-6,
         sm=HOPPER_SM,
     ),
     "sm_100a": Target(
         name="sm_100a",
         title="Blackwell, B200 (148 SMs)",
+        machine="B200",
         gencode="arch=compute_100a,code=sm_100a",
         sms=148,
         smem_per_cta=227 * KIB,
         registers_per_sm=64 * KIB,
         l2_bytes=126 * KIB * KIB,
         hbm_rate=8.0e12,  # nominal
-        counter_hand_off=1.25e-6,
-        mbarrier_hand_off=60e-9,
-        peer_hand_off=2.0e-6,  # peer flag over NVLink (design, peers 4.2)
+        hbm_latency=0.85e-6,
+        in_flight=96 * KIB,
+        l2_latency=0.5e-6,
+        l2_rate_per_sm=64 * HOPPER_SM.clock,
         activation_load=1.5e-6,
+        mbarrier_hand_off=60e-9,
+        counter_hand_off=1.25e-6,
+        flag_hand_off=0.85e-6,
+        peer_hand_off=2.0e-6,
+        launch=2.1e-6,
         sm=BLACKWELL_SM,
     ),
 }
 
 
-def find_target(name: str) -> Target:
-    """The target of that name. Raises TileccError TC0701 with the available names and the nearest one."""
-    target = TARGETS.get(name)
+def with_measured(target: Target, files: tuple[MeasuredFile, ...]) -> Target:
+    """The target with its costs taken from ``files`` where they have them."""
+    planned = {f.name: getattr(target, f.name) for f in COST_FIELDS}
+    costs = resolve(target.name, target.machine, planned, files)
+    values: dict[str, Any] = {c.name: c.value for c in costs}
+    return replace(target, **values, costs=costs)
+
+
+TARGETS: dict[str, Target] = {name: with_measured(t, known_measurements()) for name, t in PLANNED.items()}
+
+
+def find_target(name: str, planned: bool = False) -> Target:
+    """The target of that name; with ``planned`` its planning figures, whatever was measured. Raises
+    TileccError TC0701 with the available names and the nearest one."""
+    target = with_measured(PLANNED[name], ()) if planned and name in PLANNED else TARGETS.get(name)
     if target is None:
         near = difflib.get_close_matches(name, TARGETS, 1)
         raise error(
