@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterator
 from benchmarks.micro.cases_copy import stream_costs
 from benchmarks.micro.cases_latency import activation_costs, chase_costs, latency_costs, prefetch_costs
 from benchmarks.micro.cases_rates import rate_costs
-from benchmarks.micro.cases_sync import clock_costs, grid_costs, launch_costs, local_costs, pair_costs
+from benchmarks.micro.cases_sync import (
+    clock_costs,
+    flag_costs,
+    grid_costs,
+    launch_costs,
+    local_costs,
+    pair_costs,
+)
 from benchmarks.micro.cost import FULL, SANITIZE, TINY, Cost, Scale
 from benchmarks.micro.device import Machine
 
@@ -17,7 +24,7 @@ __all__ = ["FULL", "GROUPS", "SANITIZE", "TINY"]
 
 GROUPS: dict[str, tuple[Callable[[Machine, Scale], Iterator[Cost]], ...]] = {
     "launch": (clock_costs, launch_costs),
-    "sync": (local_costs, pair_costs, grid_costs),
+    "sync": (local_costs, pair_costs, flag_costs, grid_costs),
     "stream": (stream_costs,),
     "latency": (latency_costs, chase_costs),
     "activations": (activation_costs, prefetch_costs),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from benchmarks.micro.cases_rates import inputs
 from benchmarks.micro.cost import KIB, Cost, Scale, cost, require, timed
-from benchmarks.micro.device import Gpu, Machine
+from benchmarks.micro.device import FLAG_POISON, Gpu, Machine
 
 LOCAL = [
     # mode, key, repetitions per round, expected sums[0], what
@@ -85,8 +87,13 @@ def local_costs(m: Machine, s: Scale) -> Iterator[Cost]:
         )
 
 
+def peers_of(m: Machine, s: Scale) -> list[int]:
+    """The CTAs that CTA 0 talks to, spread over the grid."""
+    return sorted({1 + i * (m.sms - 2) // max(1, s.peers - 1) for i in range(s.peers)})
+
+
 def pair_costs(m: Machine, s: Scale) -> Iterator[Cost]:
-    peers = sorted({1 + i * (m.sms - 2) // max(1, s.peers - 1) for i in range(s.peers)})
+    peers = peers_of(m, s)
     total = s.samples * s.rounds
     for mode, key, what in PAIRS:
         runs = []
@@ -120,6 +127,53 @@ def pair_costs(m: Machine, s: Scale) -> Iterator[Cost]:
         )
         key = f"counter_bulk_hand_off_{size}"
         yield timed(key, runs, 2 * s.rounds, what + "; one way", "every word handed over")
+
+
+FLAGS = [
+    ("flag32", "flag_hand_off", "a word of 32 bits per lane"),
+    ("flag64", "flag_hand_off_64", "a word of 64 bits per lane"),
+    ("flag512", "flag_hand_off_512", "512 bytes, two words of 64 bits per lane"),
+]
+
+
+def flag_costs(m: Machine, s: Scale) -> Iterator[Cost]:
+    """Data as flag. Every round has words of its own, so that nothing is poisoned again while it runs."""
+    total = s.samples * s.rounds
+    for mode, key, what in FLAGS:
+        runs = []
+        poison = np.full(total * 256, FLAG_POISON, np.uint32)
+        for peer in peers_of(m, s):
+            run = m.launch(
+                "sync",
+                mode,
+                grid=m.sms,
+                smem=16 * KIB,
+                rounds=s.rounds,
+                samples=s.samples,
+                a=peer,
+                upload=poison,
+            )
+            require(int(run.sums[0, 0]) == 32, key, run.sums[0])
+            runs.append((run, run.times[0]))
+        text = f"data as flag, {what}: st.relaxed | ld.relaxed; one way, {len(runs)} pairs of CTAs"
+        yield timed(key, runs, 2 * s.rounds, text, "every word handed over")
+    runs = []
+    poison = np.full(total * m.sms, FLAG_POISON, np.uint32)
+    for _ in range(s.launches):
+        run = m.launch(
+            "sync",
+            "grid_flags",
+            grid=m.sms,
+            smem=m.smem // 2 + KIB,
+            cooperative=True,
+            rounds=s.rounds,
+            samples=s.samples,
+            upload=poison,
+        )
+        require(bool((run.sums[:, 0] == 32).all()), "grid_flags", run.sums[:, 0])
+        runs.append((run, run.times[:, 1:]))
+    text = f"every CTA pushes a word, one warp of each polls the words of all {m.sms}"
+    yield timed("grid_flags", runs, s.rounds, text, "every word")
 
 
 def grid_costs(m: Machine, s: Scale) -> Iterator[Cost]:

@@ -20,11 +20,13 @@ THREADS = {"sync": 128, "copy": 256, "rates": 1024}
 POISON = 0xA5
 COUNTER_BYTES = 1024 * 128
 STATUS_WORDS = 64
+FLAG_POISON = 0x7FA57FA5
 FIRST_WORD, STEP = 0x7F4A7C15, 0x9E3779B1
 MODES = {
     "sync": (
         "mbar_lane mbar_warp mbar_passed warp_to_warp named_barrier cta_sync syncwarp shuffle fence_gpu "
-        "fence_proxy counter counter_store counter_data counter_fence counter_bulk grid grid_stored grid_data"
+        "fence_proxy counter counter_store counter_data counter_fence counter_bulk flag32 flag64 flag512 "
+        "grid grid_stored grid_data grid_flags"
     ).split(),
     "copy": "fill latency stream activations prefetch chase staged".split(),
     "rates": (

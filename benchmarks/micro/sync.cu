@@ -23,9 +23,13 @@ enum Mode : u32 {
   kCounterData,    // 512 bytes: st, syncwarp, red.release | wait_ge, syncwarp, ld
   kCounterFence,   // 512 bytes: st, syncwarp, fence, red.relaxed | wait_ge, syncwarp, ld
   kCounterBulk,    // `size` bytes: st.shared, fence, bulk store, wait, red.release | wait_ge, fence, bulk load, wait
+  kFlag32,         // data as flag: a word of 32 bits per lane, pushed | polled
+  kFlag64,         // the same with 64 bits
+  kFlag512,        // the same with two words of 64 bits per lane: 512 bytes
   kGrid,           // all CTAs; a: 0 one counter, 1 counter and release flag, 2 tree, 3 tree and flags; b: group; c: pollers
   kGridStored,     // the same with 512 bytes stored before each arrival
   kGridData,       // the same with 512 bytes stored before and another CTA's read after
+  kGridFlags,      // every CTA pushes a word and polls the words of all
 };
 
 TK_FN void mbar_lane(const MicroParams& p, smem_t bar, const Watch& w) {
@@ -258,6 +262,36 @@ TK_FN void counters_bulk(const MicroParams& p, smem_t sb, const Watch& w) {
   }
 }
 
+// Every round has words of its own, which the host has poisoned: [round][there 512 bytes | back 512 bytes].
+template <class Word, u32 kWords>
+TK_FN void flags(const MicroParams& p, Word poison, const Watch& w) {
+  const u32 ln = lane(), me = cta(), total = p.samples * p.rounds;
+  if (warp() != 0 || (me != 0 && me != p.a)) return;
+  u32 t0 = 0;
+  Word v[kWords];
+  TK_UNROLL for (u32 i = 0; i < kWords; i++) v[i] = (i * 32u + ln) << 20;  // far from the poison
+  MICRO_ROLLED for (u32 r = 0; r < total; r++) {
+    if (me == 0 && r % p.rounds == 0) t0 = clock32();
+    Word* there = reinterpret_cast<Word*>(p.work + static_cast<u64>(r) * 1024) + ln;
+    Word* back = there + 512 / sizeof(Word);
+    if (me == 0) {
+      TK_UNROLL for (u32 i = 0; i < kWords; i++) push_word<Scope::kGpu>(there + 32 * i, static_cast<Word>(v[i] + 1));
+      TK_UNROLL for (u32 i = 0; i < kWords; i++) v[i] = poll_word<Scope::kGpu>(back + 32 * i, poison, w);
+    } else {
+      TK_UNROLL for (u32 i = 0; i < kWords; i++) v[i] = poll_word<Scope::kGpu>(there + 32 * i, poison, w);
+      TK_UNROLL for (u32 i = 0; i < kWords; i++) push_word<Scope::kGpu>(back + 32 * i, static_cast<Word>(v[i] + 1));
+    }
+    syncwarp();
+    if (me == 0 && ln == 0 && r % p.rounds == p.rounds - 1) record(p, r / p.rounds, clock32() - t0);
+  }
+  if (me == 0) {
+    u32 same = 1;
+    TK_UNROLL for (u32 i = 0; i < kWords; i++) same &= v[i] == static_cast<Word>(((i * 32u + ln) << 20) + 2u * total);
+    const u32 good = tk::ballot(same != 0u);
+    if (ln == 0) sum_out(p, 0, popc(good));
+  }
+}
+
 // ---- all CTAs --------------------------------------------------------------------------------------------------------
 
 struct Grid {
@@ -339,6 +373,27 @@ TK_FN void grid(const MicroParams& p, const Watch& w) {
     }
   }
 }
+
+// [round][CTA] words, poisoned by the host.
+TK_FN void grid_flags(const MicroParams& p, const Watch& w) {
+  if (warp() != 0) return;
+  const u32 ln = lane(), n = ncta();
+  u32 bad = 0;
+  for (u32 s = 0; s < p.samples; s++) {
+    const u32 t0 = clock32();
+    MICRO_ROLLED for (u32 r = 0; r < p.rounds; r++) {
+      const u32 epoch = s * p.rounds + r;
+      u32* words = reinterpret_cast<u32*>(p.work) + static_cast<u64>(epoch) * n;
+      if (ln == 0) push_word<Scope::kGpu>(words + cta(), (cta() << 16) + epoch);
+      MICRO_ROLLED for (u32 i = ln; i < n; i += 32) bad += poll_word<Scope::kGpu>(words + i, kFlagPoison, w) != (i << 16) + epoch;
+      syncwarp();
+    }
+    const u32 t = clock32() - t0;
+    if (ln == 0) record(p, s, t);
+  }
+  const u32 good = tk::ballot(bad == 0u);
+  if (ln == 0) sum_out(p, 0, popc(good));
+}
 }  // namespace sync
 }  // namespace micro
 
@@ -372,9 +427,13 @@ TK_KERNEL(micro_sync, micro::sync::kThreads)(TK_GRID_CONST MicroParams p) {
     case kCounterData: counters_data<kCounterData>(p, w); break;
     case kCounterFence: counters_data<kCounterFence>(p, w); break;
     case kCounterBulk: counters_bulk(p, sb, w); break;
+    case kFlag32: flags<u32, 1>(p, kFlagPoison, w); break;
+    case kFlag64: flags<u64, 1>(p, kFlagPoison64, w); break;
+    case kFlag512: flags<u64, 2>(p, kFlagPoison64, w); break;
     case kGrid: grid<false, false>(p, w); break;
     case kGridStored: grid<true, false>(p, w); break;
     case kGridData: grid<true, true>(p, w); break;
+    case kGridFlags: grid_flags(p, w); break;
   }
   cta_sync();
   span_out(p, 1);
