@@ -42,7 +42,7 @@ constexpr uint32_t kPoison = 0xffffffffu;
 WgmmaState& state_of(WarpState* warp) {
   if (!warp->wgmma) {
     warp->wgmma = std::make_shared<WgmmaState>();
-    warp->wgmma->agent = new_agent();
+    warp->wgmma->agent = warp->clocks.agent + kAsyncPart;
   }
   return *warp->wgmma;
 }
