@@ -5,7 +5,7 @@ For tests and benchmarks of single ops. Activations go in and out in fragment or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilecc.package import Manifest
-from tilecc.runtime.abi import MAX_ROWS, STEP, pack_steps
+from tilecc.runtime.abi import MAX_ROWS, STEP, Row, pack_steps
 from tilecc.runtime.devices.base import Buffer, Bytes, Device, Launch, Stats
 from tilecc.runtime.fragments import BLOCK_COLS, from_fragments
 
@@ -36,10 +36,19 @@ class BareKernel:
         return cls(manifest, device, device.upload("image", image), device.upload("tables", tables))
 
     def run(
-        self, regions: Mapping[str, NDArray[Any]], rows: int = MAX_ROWS, steps: int = 1, logits: bool = False
+        self,
+        regions: Mapping[str, NDArray[Any]],
+        rows: int = MAX_ROWS,
+        steps: int = 1,
+        logits: bool = False,
+        table: Sequence[Sequence[Row]] | None = None,
+        kv: Bytes | None = None,
     ) -> BareResult:
-        """Write `regions` (raw contents from each region's start), run `steps` steps of `rows` rows in one
-        launch, and return what the workspace holds then.
+        """Write `regions` (raw contents from each region's start) and the KV cache, run `steps` steps of
+        `rows` rows in one launch, and return what the workspace holds then.
+
+        `table` gives the rows of every step instead: (token, position, sequence). `kv` is the whole cache,
+        u8[kv_bytes].
 
         Raises KeyError for a region that the package lacks, ValueError for contents larger than the region,
         TC0404 when the kernel does not finish.
@@ -55,17 +64,20 @@ class BareKernel:
             space[place.offset : place.offset + raw.size] = raw
         workspace = device.alloc_zeroed("workspace", m.workspace_bytes, regions=tuple(m.workspace))
         device.write(workspace, space)
-        table = device.alloc_zeroed("steps", steps * STEP.itemsize, "read")
-        device.write(
-            table,
-            pack_steps([[(0, s % m.max_context, i % m.max_seqs) for i in range(rows)] for s in range(steps)]),
-        )
+        if table is None:
+            table = [[(0, s % m.max_context, i % m.max_seqs) for i in range(rows)] for s in range(steps)]
+        steps, rows = len(table), max(len(step) for step in table)
+        step_table = device.alloc_zeroed("steps", steps * STEP.itemsize, "read")
+        device.write(step_table, pack_steps(table))
+        cache = device.alloc_zeroed("kv", m.kv_bytes)
+        if kv is not None:
+            device.write(cache, kv)
         out = device.alloc_zeroed("logits", steps * MAX_ROWS * m.vocab * 4, "scratch") if logits else None
         stats = device.launch(
             Launch(
-                image=self.image, tables=self.tables, kv=device.alloc_zeroed("kv", m.kv_bytes),
-                workspace=workspace,
-                steps=table, tokens_out=device.alloc_zeroed("tokens_out", steps * MAX_ROWS * 4, "scratch"),
+                image=self.image, tables=self.tables, kv=cache, workspace=workspace,
+                steps=step_table,
+                tokens_out=device.alloc_zeroed("tokens_out", steps * MAX_ROWS * 4, "scratch"),
                 logits=out, stop_ids=device.alloc_zeroed("stop_ids", 16, "read"), n_steps=steps, n_stop=0,
             )
         )  # fmt: skip
@@ -75,17 +87,18 @@ class BareKernel:
         if out is not None:
             count = steps * MAX_ROWS * m.vocab
             found = device.download(out, np.float32, count).reshape(steps, MAX_ROWS, m.vocab)[:, :rows]
-        return BareResult(parts, found, stats)
+        return BareResult(parts, found, stats, device.download(cache, np.uint8, m.kv_bytes))
 
 
 @dataclass(frozen=True)
 class BareResult:
-    """Contents of the workspace regions (bytes), the logits f32 [steps, rows, vocab] if asked for, and the
-    counts of the device."""
+    """Contents of the workspace regions (bytes), the logits f32 [steps, rows, vocab] if asked for, the
+    counts of the device, and the KV cache (bytes)."""
 
     regions: dict[str, Bytes]
     logits: NDArray[np.float32] | None
     stats: Stats
+    kv: Bytes
 
     def partials(self, splits: int, cols: int) -> NDArray[np.float32]:
         """Region `partials` as f32 [8, cols]: the splits added in ascending order in float32, as `Reduce`

@@ -1,6 +1,7 @@
 // What the store warp does with a finished m16 tile. A lane holds rows g, g + 8 (weights) of columns 2t, 2t + 1 (token
 // rows): v[0] = (g, 2t), v[1] = (g, 2t + 1), v[2] = (g + 8, 2t), v[3] = (g + 8, 2t + 1).
 #pragma once
+#include "attn_common.cuh"
 #include "op_gemv.cuh"
 
 namespace tilecc {
@@ -151,16 +152,15 @@ struct QkvEpilogue : EpilogueBase {
 
   template <class Cx>
   static TK_FN void put(const Cx& c, const OpRow& r, const tilecc_row& row, u32 n, u32 head, u32 d, bool is_value, float x) {
-    const u32 bits = tk::f2bf(x);
     if (is_value) {
-      tk::stg_u16(P::Kv::block(c, r, row, head, row.position / 16) + P::Kv::value_bytes(row.position % 16, d), bits);
+      P::Kv::put(P::Kv::block(c, r, row.seq, head, row.position / 16) + P::Kv::value_bytes(row.position % 16, d), x);
     } else if (head >= P::kHeads) {
-      tk::stg_u16(P::Kv::block(c, r, row, head - P::kHeads, row.position / 16) + P::Kv::key_bytes(row.position % 16, d), bits);
+      P::Kv::put(P::Kv::block(c, r, row.seq, head - P::kHeads, row.position / 16) + P::Kv::key_bytes(row.position % 16, d), x);
     } else {
       constexpr u32 kGroupHeads = P::kHeads / P::kKvHeads;
       const u32 kv = head / kGroupHeads, h = head % kGroupHeads;
       const u32 at = ((n * P::kKvHeads + kv) * P::kHeadSteps + d / 16) * 512 + ((h % 8) * 4 + (d % 8) / 2) * 16 + ((d % 16) / 8) * 8 + (h / 8) * 4 + (d % 2) * 2;
-      tk::stg_u16(c.p.workspace + P::kQueries + at, bits);
+      tk::stg_u16(c.p.workspace + P::kQueries + at, tk::f2bf(x));
     }
   }
 };

@@ -1,73 +1,58 @@
-// Flash-decoding attention over the KV cache. One m16 tile holds the query heads of one token row that share a KV head.
-// A task is (row, KV head, split); its KV blocks of 16 positions are dealt to the consumer warps in turn, every warp
-// keeps its own running maximum, denominator and output, and the store warp merges the warps in warp order.
+// Attention of a sliding layer. One m16 tile holds the query heads of one token row that share a KV head, and the consumer
+// warps share the work of one (row, KV head): first each takes every kConsumerWarps-th block of keys, then, with the
+// probabilities of all blocks in shared memory, each takes every kConsumerWarps-th pair of value tiles. So nothing has to
+// be merged, and a window that fits one round never rescales.
 //
-//   loader        nothing: keys and values depend on this step
-//   activations   query fragments, then KV blocks -> activation ring
-//   consumers     S = Q K^T, online softmax, O += P V
-//   store         merges the warps; with one split also the sink and the output, otherwise a partial for the merge op
+//   loader        nothing
+//   activations   keys that were there before this step, before the step's own keys are known; then queries, keys, values
+//   consumers     S = Q K^T | maximum over warps | P, sums | O = P V, sink, output
+//   store         signals
 //
-// Attn (emitted): kHeads kKvHeads kHeadSteps kValueDim kWindow kSplits kChunkBlocks kSink kScale kQueries kOut
-//   kPartials kRotation kCounter Kv, and merge(m, d, sink, scale) / combine(m, d, m1, d1, scale) over the warps.
+// Attn (emitted): kHeads kKvHeads kHeadSteps kValueDim kWindow kTurns kSink kScale kQueries kOut kRotation kCounter Kv,
+//   and merge(m, d, sink, scale) for one partial.
 #pragma once
-#include "op_common.cuh"
+#include "attn_common.cuh"
 
 namespace tilecc {
-// KV cache of one layer: [sequence][KV head][block of 16 positions], a block in B-fragment order for both products, so
-// that it is one bulk copy. Sliding layers use their blocks as a ring. K: kKvHeads kHeadSteps kValueDim kBlocks
-template <class K>
-struct KvCache {
-  static constexpr u32 kKeyBytes = 2 * K::kHeadSteps * 256;
-  static constexpr u32 kValueTiles = (K::kValueDim + 7) / 8;
-  static constexpr u32 kBlockBytes = kKeyBytes + kValueTiles * 256;
-  static constexpr u64 kSequenceBytes = static_cast<u64>(K::kKvHeads) * K::kBlocks * kBlockBytes;
-
-  // Key of block position j, dimension d: n8 tile j / 8, k16 step d / 16.
-  static TK_FN u32 key_bytes(u32 j, u32 d) {
-    return (((j / 8) * K::kHeadSteps + d / 16) * 32 + (j % 8) * 4 + (d % 8) / 2) * 8 + ((d % 16) / 8) * 4 + (d % 2) * 2;
-  }
-  // Value: n8 tile d / 8, position j runs along the k16 step.
-  static TK_FN u32 value_bytes(u32 j, u32 d) { return kKeyBytes + ((d / 8) * 32 + (d % 8) * 4 + (j % 8) / 2) * 8 + (j / 8) * 4 + (j % 2) * 2; }
-
-  template <class Cx>
-  static TK_FN uint8_t* block(const Cx& c, const OpRow& r, const tilecc_row& row, u32 head, u32 position_block) {
-    return c.p.kv + static_cast<u64>(r.kv) * kImageUnit + row.seq * kSequenceBytes +
-           static_cast<u64>(head * K::kBlocks + position_block % K::kBlocks) * kBlockBytes;
-  }
-};
-
 template <class C, class Attn>
-struct Attention {
+struct WindowAttention {
   using Cx = Ctx<C>;
   using Kv = typename Attn::Kv;
   static constexpr u32 kGroup = Attn::kHeads / Attn::kKvHeads;
   static constexpr u32 kQueryBytes = Attn::kHeadSteps * 512;
-  static constexpr u32 kTiles = Kv::kValueTiles;
-  static constexpr u32 kStats = C::kConsumerWarps * kTiles * 512;  // exchange: outputs, then [warp][head][max, sum]
-  static constexpr u32 kPartialFloats = 2 + Attn::kValueDim;
-  static_assert(kGroup <= 16, "the query heads of one KV head fill at most one m16 tile");
-  static_assert(kStats + C::kConsumerWarps * 128 <= C::kXSlotBytes, "an exchange slot holds the warps' outputs");
-  static_assert(Kv::kBlockBytes <= C::kASlotBytes && kQueryBytes <= C::kASlotBytes, "an activation slot holds a KV block");
+  static constexpr u32 kWarps = C::kConsumerWarps;
+  static constexpr u32 kRound = Attn::kTurns * kWarps;              // blocks that share one maximum
+  static constexpr u32 kMaxBlocks = (Attn::kWindow + 14) / 16 + 1;   // that a window can touch
+  static constexpr u32 kOwnPairs = (Kv::kValuePairs + kWarps - 1) / kWarps;
+  // Exchange slot: probabilities [block][low, high][lane][4], then maxima and sums [warp][head].
+  static constexpr u32 kMaxima = kRound * 1024, kSums = kMaxima + kWarps * 64;
+  static_assert(Attn::kWindow > 0 && kGroup <= 16, "the query heads of one KV head fill at most one m16 tile");
+  static_assert(kSums + kWarps * 64 <= C::kXSlotBytes, "an exchange slot holds the probabilities of a round");
+  static_assert(Kv::kKeyBytes <= C::kASlotBytes && Kv::kValueBytes <= C::kASlotBytes && kQueryBytes <= C::kASlotBytes,
+                "an activation slot holds the keys of a block, its values, or a row's queries");
 
   struct Item {
-    u32 row, head, split, position, first, last;  // first, last: blocks of 16 positions
+    u32 row, head, position, first, last;  // first, last: blocks of 16 positions
     int32_t seq;
+    u32 early;  // slots that hold keys before the queries come
   };
-  static TK_FN u32 n_tasks(const Cx& c) { return c.n_rows * Attn::kKvHeads * Attn::kSplits; }
+  static TK_FN u32 n_tasks(const Cx& c) { return c.n_rows * Attn::kKvHeads; }
+  static TK_FN u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
   static TK_FN Item item(const Cx& c, u32 q) {
     Item i;
-    i.split = q % Attn::kSplits;
-    i.head = q / Attn::kSplits % Attn::kKvHeads;
-    i.row = q / (Attn::kSplits * Attn::kKvHeads);
+    i.head = q % Attn::kKvHeads;
+    i.row = q / Attn::kKvHeads;
     const tilecc_row row = tk::ld_uniform(c.row(i.row));
     i.position = row.position;
     i.seq = row.seq;
     i.last = i.position / 16;
-    i.first = Attn::kWindow != 0 && i.position >= Attn::kWindow ? (i.position - Attn::kWindow + 1) / 16 : 0;
+    i.first = i.position >= Attn::kWindow ? (i.position - Attn::kWindow + 1) / 16 : 0;
+    // The rows of a sequence lie within kRows positions, so blocks that end before position - (kRows - 1) are not written
+    // by this step.
+    const u32 old = (i.position >= kRows - 1 ? i.position - (kRows - 1) : 0) / 16;
+    i.early = min_u32(old > i.first ? old - i.first : 0, min_u32(kRound, C::kASlots - 1));
     return i;
   }
-  // A split owns every kSplits-th chunk of kChunkBlocks blocks, in ascending order.
-  static TK_FN bool owns(const Item& i, u32 block) { return Attn::kSplits == 1 || block / Attn::kChunkBlocks % Attn::kSplits == i.split; }
 
   static TK_FN void loader(Cx&, const OpRow&) {}
 
@@ -76,149 +61,213 @@ struct Attention {
     const u32 n = n_tasks(c);
     u32 q = first_task(c, Attn::kRotation);
     if (q >= n) return;
-    c.wait_inputs(r);
+    wait_previous_step(c, r);
+    bool waited = false;
     TILECC_ROLLED
     for (; q < n; q += c.ncta) {
       const Item i = item(c, q);
       c.watch.item = q;
-      fill(c, c.p.workspace + Attn::kQueries + (i.row * Attn::kKvHeads + i.head) * kQueryBytes, kQueryBytes);
-      const tilecc_row row = {0, static_cast<int32_t>(i.position), i.seq, 0};
       TILECC_ROLLED
-      for (u32 b = i.first; b <= i.last; ++b)
-        if (owns(i, b)) fill(c, Kv::block(c, r, row, i.head, b), Kv::kBlockBytes);
+      for (u32 b = 0; b < i.early; ++b) keys(c, r, i, i.first + b);
+      if (!waited) {
+        // What does not fit the ring yet comes as far as the L2 cache while the queries are being computed.
+        if (c.warp == 0) {
+          TILECC_ROLLED
+          for (u32 b = i.first; b < i.first + i.early; ++b) tk::prefetch_l2(Kv::block(c, r, i.seq, i.head, b) + Kv::kKeyBytes, Kv::kValueBytes);
+        }
+        c.wait_inputs(r);
+        waited = true;
+      }
+      fill_slot(c, c.p.workspace + Attn::kQueries + (i.row * Attn::kKvHeads + i.head) * kQueryBytes, kQueryBytes);
+      TILECC_ROLLED
+      for (u32 b0 = i.first; b0 <= i.last; b0 += kRound) {
+        const u32 end = min_u32(b0 + kRound, i.last + 1);
+        TILECC_ROLLED
+        for (u32 b = b0 == i.first ? b0 + i.early : b0; b < end; ++b) keys(c, r, i, b);
+        TILECC_ROLLED
+        for (u32 b = b0; b < end; ++b) fill_slot(c, Kv::block(c, r, i.seq, i.head, b) + Kv::kKeyBytes, Kv::kValueBytes);
+      }
     }
   }
-  static TK_FN void fill(Cx& c, const uint8_t* source, u32 bytes) {
-    tk::mbar_wait(c.a_empty(c.a.slot), c.a.phase ^ 1, c.watch);
-    tk::fence_proxy_async();
-    tk::syncwarp();  // no lane may still wait for this phase when lane 0 arrives, or it could miss a whole lap
-    if (c.warp == 0) {
-      tk::mbar_arrive_expect_tx(c.a_full(c.a.slot), bytes);
-      tk::bulk_g2s(c.act(c.a.slot), source, bytes, c.a_full(c.a.slot));
-    } else {
-      tk::mbar_arrive(c.a_full(c.a.slot));
+  static TK_FN void keys(Cx& c, const OpRow& r, const Item& i, u32 b) { fill_slot(c, Kv::block(c, r, i.seq, i.head, b), Kv::kKeyBytes); }
+  // Everything this op waits for, as of one step ago: then the cache holds what earlier steps appended.
+  static TK_FN void wait_previous_step(Cx& c, const OpRow& r) {
+    TILECC_ROLLED
+    for (u32 w = 0; w < r.n_waits; ++w) {
+      const Wait& wait = w == 0 ? r.waits[0] : w == 1 ? r.waits[1] : r.waits[2];
+      tk::wait_ge(c.counter(wait.counter), c.target(wait) - c.ncta * wait.per_step, c.watch);
     }
-    c.a.template advance<C::kASlots>();
+    tk::fence_proxy_async();
+    tk::syncwarp();
   }
 
   // ---- consumers ----------------------------------------------------------------------------------------------------
   struct Running {
-    float m[2], d[2];  // of heads g and g + 8: running maximum, this lane's share of the sum
-    float o[kTiles][4];
+    float top[2], sum[2];  // of heads g and g + 8: maximum so far, sum of e^(s - top) over all warps
+    float o[kOwnPairs][2][4];
   };
 
-  static TK_FN void consumer(Cx& c, const OpRow&) {
+  static TK_FN void consumer(Cx& c, const OpRow& r) {
     const u32 n = n_tasks(c);
     TILECC_ROLLED
     for (u32 q = first_task(c, Attn::kRotation); q < n; q += c.ncta) {
       const Item i = item(c, q);
       c.watch.item = q;
-      u32 query[Attn::kHeadSteps][4];
-      tk::mbar_wait(c.a_full(c.a.slot), c.a.phase, c.watch);
-      TK_UNROLL
-      for (u32 s = 0; s < Attn::kHeadSteps; ++s) {
-        const tk::u32x4 v = tk::lds128(c.act(c.a.slot) + s * 512 + c.lane * 16);
-        query[s][0] = v.x, query[s][1] = v.y, query[s][2] = v.z, query[s][3] = v.w;
-      }
-      release(c);
-
+      Query<Attn::kHeadSteps> query;
+      take_query(c, i, query);
       Running run;
       TK_UNROLL
-      for (int h = 0; h < 2; ++h) run.m[h] = kNegInf, run.d[h] = 0.f;
+      for (u32 h = 0; h < 2; ++h) run.top[h] = kNegInf, run.sum[h] = 0.f;
       TK_UNROLL
-      for (u32 t = 0; t < kTiles; ++t) run.o[t][0] = run.o[t][1] = run.o[t][2] = run.o[t][3] = 0.f;
-
-      u32 turn = 0;
+      for (u32 p = 0; p < kOwnPairs; ++p) {
+        TK_UNROLL
+        for (u32 j = 0; j < 8; ++j) run.o[p][j / 4][j % 4] = 0.f;
+      }
+      tk::mbar_wait(c.x_empty(c.x.slot), c.x.phase ^ 1, c.watch);
       TILECC_ROLLED
-      for (u32 b = i.first; b <= i.last; ++b) {
-        if (!owns(i, b)) continue;
-        tk::mbar_wait(c.a_full(c.a.slot), c.a.phase, c.watch);
-        if (turn == c.warp) block(c, i, b, query, run);
-        if (++turn == C::kConsumerWarps) turn = 0;
-        release(c);
+      for (u32 b0 = i.first; b0 <= i.last; b0 += kRound) {
+        const u32 end = min_u32(b0 + kRound, i.last + 1);
+        const bool skip = b0 == i.first;
+        round(c, i, query, run, b0, end, skip ? i.early : kRound + 1);
       }
-      TK_UNROLL
-      for (int h = 0; h < 2; ++h) {
-        run.d[h] += tk::shfl_xor(run.d[h], 1);
-        run.d[h] += tk::shfl_xor(run.d[h], 2);
-      }
-      publish(c, run);
+      output(c, r, i, run);
+      tk::fence_proxy_async();
+      tk::syncwarp();
+      tk::mbar_arrive(c.x_full(c.x.slot));
+      c.x.template advance<C::kXSlots>();
     }
-  }
-  static TK_FN void release(Cx& c) {
-    tk::syncwarp();
-    tk::mbar_arrive(c.a_empty(c.a.slot));
-    c.a.template advance<C::kASlots>();
   }
 
-  // One block of 16 keys: scores of heads g, g + 8 against keys 2t, 2t + 1 of both n8 tiles.
-  static TK_FN void block(const Cx& c, const Item& i, u32 b, const u32 (&query)[Attn::kHeadSteps][4], Running& run) {
-    const smem_t kv = c.act(c.a.slot);
-    float s[2][4];
-    TK_UNROLL
-    for (u32 t = 0; t < 2; ++t) {
-      s[t][0] = s[t][1] = s[t][2] = s[t][3] = 0.f;
-      u32 keys[Attn::kHeadSteps][2];
-      TK_UNROLL
-      for (u32 k = 0; k < Attn::kHeadSteps; ++k) {
-        const tk::u32x2 v = tk::lds64(kv + ((t * Attn::kHeadSteps + k) * 32 + c.lane) * 8);
-        keys[k][0] = v.x, keys[k][1] = v.y;
+  // The queries come after `early` blocks of keys, but are needed first: their slot is taken out of turn, and passed over
+  // when the ring gets there.
+  static TK_FN void take_query(Cx& c, const Item& i, Query<Attn::kHeadSteps>& query) {
+    Ring at = c.a;
+    at.slot += i.early;
+    if (at.slot >= C::kASlots) at.slot -= C::kASlots, at.phase ^= 1;
+    tk::mbar_wait(c.a_full(at.slot), at.phase, c.watch);
+    query.load(c.act(at.slot), c.lane);
+    tk::syncwarp();
+    tk::mbar_arrive(c.a_empty(at.slot));
+  }
+
+  // Blocks [b0, end). The slot of the queries lies before block b0 + query_at.
+  static TK_FN void round(Cx& c, const Item& i, const Query<Attn::kHeadSteps>& query, Running& run, u32 b0, u32 end, u32 query_at) {
+    const smem_t slot = c.exchange(c.x.slot);
+    float local[2] = {kNegInf, kNegInf};
+    TILECC_ROLLED
+    for (u32 b = b0, w = 0; b < end; ++b) {
+      if (b - b0 == query_at) c.a.template advance<C::kASlots>();
+      tk::mbar_wait(c.a_full(c.a.slot), c.a.phase, c.watch);
+      if (w == c.warp) {
+        float s[2][4];
+        query.template scores<Kv>(c.act(c.a.slot), c.lane, s);
+        Visible<Attn::kWindow>(b * 16, i.position, c.lane).scale(Attn::kScale, s);
+        // Scores wait for the maximum where the probabilities will be; every lane reads back its own.
+        put(slot + (b - b0) * 1024, c.lane, s);
+        TK_UNROLL
+        for (u32 h = 0; h < 2; ++h) local[h] = tk::fmax_(local[h], quartet_max(s, h));
       }
-      tk::mma_bf16_n<Attn::kHeadSteps>(s[t], query, keys);
-      TK_UNROLL
-      for (u32 j = 0; j < 2; ++j) {
-        const u32 key = b * 16 + t * 8 + 2 * (c.lane & 3) + j;
-        const bool visible = key <= i.position && (Attn::kWindow == 0 || i.position - key < Attn::kWindow);
-        s[t][j] = visible ? s[t][j] * Attn::kScale : kNegInf;
-        s[t][2 + j] = visible ? s[t][2 + j] * Attn::kScale : kNegInf;
-      }
+      if (++w == kWarps) w = 0;
+      release_slot(c);
     }
-    u32 hi[1][4], lo[1][4];
+    if (end - b0 == query_at) c.a.template advance<C::kASlots>();
+
+    const u32 g = c.lane >> 2;
+    if ((c.lane & 3) == 0) {
+      tk::sts_f32(slot + kMaxima + (c.warp * 16 + g) * 4, local[0]);
+      tk::sts_f32(slot + kMaxima + (c.warp * 16 + g + 8) * 4, local[1]);
+    }
+    tk::bar_sync(2, kWarps * 32);
+    float rescale[2], sum[2] = {0.f, 0.f};
     TK_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      float top = tk::fmax_(tk::fmax_(s[0][2 * h], s[0][2 * h + 1]), tk::fmax_(s[1][2 * h], s[1][2 * h + 1]));
-      top = tk::fmax_(top, tk::shfl_xor(top, 1));
-      top = tk::fmax_(top, tk::shfl_xor(top, 2));
-      float rescale;
-      softmax_online(run.m[h], top, &run.m[h], &rescale);
-      run.d[h] *= rescale;
+    for (u32 h = 0; h < 2; ++h) {
+      float top = kNegInf;
       TK_UNROLL
-      for (u32 t = 0; t < kTiles; ++t) run.o[t][2 * h] *= rescale, run.o[t][2 * h + 1] *= rescale;
-      // Probabilities enter the second product as a sum of two bf16 numbers (16 bits): rounding them to one would cost
-      // more accuracy than all other roundings of the op together.
+      for (u32 w = 0; w < kWarps; ++w) top = tk::fmax_(top, tk::lds_f32(slot + kMaxima + (w * 16 + g + 8 * h) * 4));
+      softmax_online(run.top[h], top, &run.top[h], &rescale[h]);
+    }
+    TILECC_ROLLED
+    for (u32 at = c.warp; b0 + at < end; at += kWarps) {
+      float s[2][4];
       TK_UNROLL
       for (u32 t = 0; t < 2; ++t) {
-        const float p0 = softmax_p(s[t][2 * h], run.m[h]), p1 = softmax_p(s[t][2 * h + 1], run.m[h]);
-        run.d[h] += p0 + p1;
-        const u32 top2 = tk::cvt_bf16x2(p0, p1);
-        hi[0][2 * t + h] = top2;
-        lo[0][2 * t + h] = tk::cvt_bf16x2(p0 - tk::bf_lo(top2), p1 - tk::bf_hi(top2));
+        const tk::u32x4 v = tk::lds128(slot + at * 1024 + t * 512 + c.lane * 16);
+        s[t][0] = tk::u2f(v.x), s[t][1] = tk::u2f(v.y), s[t][2] = tk::u2f(v.z), s[t][3] = tk::u2f(v.w);
       }
+      Probabilities p;
+      p.make(s, run.top, sum);
+      TK_UNROLL
+      for (u32 k = 0; k < 2; ++k) tk::sts128(slot + at * 1024 + k * 512 + c.lane * 16, tk::u32x4{p.a[k][0], p.a[k][1], p.a[k][2], p.a[k][3]});
     }
     TK_UNROLL
-    for (u32 t = 0; t < kTiles; ++t) {
-      const tk::u32x2 v = tk::lds64(kv + Kv::kKeyBytes + (t * 32 + c.lane) * 8);
-      const u32 values[1][2] = {{v.x, v.y}};
-      tk::mma_bf16_n<1>(run.o[t], lo, values);
-      tk::mma_bf16_n<1>(run.o[t], hi, values);
+    for (u32 h = 0; h < 2; ++h) sum[h] = quartet_sum(sum[h]);
+    if ((c.lane & 3) == 0) {
+      tk::sts_f32(slot + kSums + (c.warp * 16 + g) * 4, sum[0]);
+      tk::sts_f32(slot + kSums + (c.warp * 16 + g + 8) * 4, sum[1]);
+    }
+    tk::bar_sync(2, kWarps * 32);
+    TK_UNROLL
+    for (u32 h = 0; h < 2; ++h) {
+      float all = 0.f;
+      TK_UNROLL
+      for (u32 w = 0; w < kWarps; ++w) all += tk::lds_f32(slot + kSums + (w * 16 + g + 8 * h) * 4);
+      run.sum[h] = kMaxBlocks > kRound ? run.sum[h] * rescale[h] + all : all;
+      if constexpr (kMaxBlocks > kRound) {
+        TK_UNROLL
+        for (u32 p = 0; p < kOwnPairs; ++p) {
+          TK_UNROLL
+          for (u32 t = 0; t < 2; ++t) run.o[p][t][2 * h] *= rescale[h], run.o[p][t][2 * h + 1] *= rescale[h];
+        }
+      }
+    }
+    TILECC_ROLLED
+    for (u32 b = b0; b < end; ++b) {
+      tk::mbar_wait(c.a_full(c.a.slot), c.a.phase, c.watch);
+      Probabilities p;
+      TK_UNROLL
+      for (u32 k = 0; k < 2; ++k) {
+        const tk::u32x4 v = tk::lds128(slot + (b - b0) * 1024 + k * 512 + c.lane * 16);
+        p.a[k][0] = v.x, p.a[k][1] = v.y, p.a[k][2] = v.z, p.a[k][3] = v.w;
+      }
+      const Visible<Attn::kWindow> visible(b * 16, i.position, c.lane);
+      TK_UNROLL
+      for (u32 j = 0; j < kOwnPairs; ++j) {
+        const u32 pair = j * kWarps + c.warp;
+        if (pair < Kv::kValuePairs) {
+          u32 values[2][2];
+          Kv::load(c.act(c.a.slot), pair, c.lane, values);
+          visible.clear(values);
+          p.apply(values, run.o[j]);
+        }
+      }
+      release_slot(c);
     }
   }
 
-  static TK_FN void publish(Cx& c, const Running& run) {
-    tk::mbar_wait(c.x_empty(c.x.slot), c.x.phase ^ 1, c.watch);
-    const smem_t out = c.exchange(c.x.slot);
+  static TK_FN void put(smem_t at, u32 lane, const float (&s)[2][4]) {
     TK_UNROLL
-    for (u32 t = 0; t < kTiles; ++t)
-      tk::sts128(out + ((c.warp * kTiles + t) * 32 + c.lane) * 16,
-                 tk::u32x4{tk::f2u(run.o[t][0]), tk::f2u(run.o[t][1]), tk::f2u(run.o[t][2]), tk::f2u(run.o[t][3])});
-    if ((c.lane & 3) == 0) {
-      const u32 g = c.lane >> 2;
-      tk::sts64(out + kStats + c.warp * 128 + g * 8, tk::u32x2{tk::f2u(run.m[0]), tk::f2u(run.d[0])});
-      tk::sts64(out + kStats + c.warp * 128 + (g + 8) * 8, tk::u32x2{tk::f2u(run.m[1]), tk::f2u(run.d[1])});
+    for (u32 t = 0; t < 2; ++t)
+      tk::sts128(at + t * 512 + lane * 16, tk::u32x4{tk::f2u(s[t][0]), tk::f2u(s[t][1]), tk::f2u(s[t][2]), tk::f2u(s[t][3])});
+  }
+
+  static TK_FN void output(const Cx& c, const OpRow& r, const Item& i, const Running& run) {
+    TK_UNROLL
+    for (u32 h = 0; h < 2; ++h) {
+      const u32 member = (c.lane >> 2) + 8 * h, head = i.head * kGroup + member;
+      if (member >= kGroup) continue;
+      float m[1] = {run.top[h]}, d[1] = {run.sum[h]}, scale[1];
+      Attn::merge(m, d, Attn::kSink ? tk::ldg_nc_f32(c.image(r.aux) + head * 4) : kNegInf, scale);
+      TK_UNROLL
+      for (u32 j = 0; j < kOwnPairs; ++j) {
+        TK_UNROLL
+        for (u32 t = 0; t < 2; ++t) {
+          const u32 dim = (j * kWarps + c.warp) * 16 + t * 8 + 2 * (c.lane & 3);
+          if (dim >= Attn::kValueDim) continue;
+          const float(&o)[4] = run.o[j][t];
+          tk::stg32(c.p.workspace + Attn::kOut + frag_bytes(i.row, head * Attn::kValueDim + dim), tk::cvt_bf16x2(o[2 * h] * scale[0], o[2 * h + 1] * scale[0]));
+        }
+      }
     }
-    tk::syncwarp();
-    tk::mbar_arrive(c.x_full(c.x.slot));
-    c.x.template advance<C::kXSlots>();
   }
 
   // ---- store --------------------------------------------------------------------------------------------------------
@@ -228,99 +277,13 @@ struct Attention {
     c.wait_idle(r, q, n);
     TILECC_ROLLED
     for (; q < n; q += c.ncta) {
-      const Item i = item(c, q);
       c.watch.item = q;
       tk::mbar_wait(c.x_full(c.x.slot), c.x.phase, c.watch);
-      TK_UNROLL
-      for (u32 h = 0; h < 2; ++h) {
-        const u32 member = (c.lane >> 2) + 8 * h;
-        if (member < kGroup) merge_head(c, r, i, member, h);
-      }
       tk::syncwarp();
       tk::mbar_arrive(c.x_empty(c.x.slot));
       c.x.template advance<C::kXSlots>();
     }
     c.arrive(Attn::kCounter);
-  }
-
-  static TK_FN void merge_head(const Cx& c, const OpRow& r, const Item& i, u32 member, u32 h) {
-    const smem_t in = c.exchange(c.x.slot);
-    const u32 head = i.head * kGroup + member;
-    float m[C::kConsumerWarps], d[C::kConsumerWarps], scale[C::kConsumerWarps];
-    TK_UNROLL
-    for (u32 w = 0; w < C::kConsumerWarps; ++w) {
-      const tk::u32x2 v = tk::lds64(in + kStats + w * 128 + member * 8);
-      m[w] = tk::u2f(v.x), d[w] = tk::u2f(v.y);
-    }
-    float m1 = 0.f, d1 = 0.f;
-    if constexpr (Attn::kSplits == 1) {
-      const float sink = Attn::kSink ? tk::ldg_nc_f32(c.image(r.aux) + head * 4) : kNegInf;
-      Attn::merge(m, d, sink, scale);
-    } else {
-      Attn::combine(m, d, &m1, &d1, scale);
-    }
-    uint8_t* partial = c.p.workspace + Attn::kPartials + static_cast<u64>((i.row * Attn::kHeads + head) * Attn::kSplits + i.split) * kPartialFloats * 4;
-    if (Attn::kSplits > 1 && (c.lane & 3) == 0) {
-      tk::stg_f32(partial, m1);
-      tk::stg_f32(partial + 4, d1);
-    }
-    TK_UNROLL
-    for (u32 t = 0; t < kTiles; ++t) {
-      float o0 = 0.f, o1 = 0.f;
-      TK_UNROLL
-      for (u32 w = 0; w < C::kConsumerWarps; ++w) {
-        const tk::u32x2 v = tk::lds64(in + ((w * kTiles + t) * 32 + c.lane) * 16 + h * 8);
-        o0 += scale[w] * tk::u2f(v.x), o1 += scale[w] * tk::u2f(v.y);
-      }
-      const u32 dim = t * 8 + 2 * (c.lane & 3);
-      if (dim >= Attn::kValueDim) continue;
-      if constexpr (Attn::kSplits == 1) {
-        const u32 k = head * Attn::kValueDim + dim;
-        tk::stg32(c.p.workspace + Attn::kOut + frag_bytes(i.row, k), tk::cvt_bf16x2(o0, o1));
-      } else {
-        tk::stg_f32(partial + (2 + dim) * 4, o0);
-        tk::stg_f32(partial + (3 + dim) * 4, o1);
-      }
-    }
-  }
-};
-
-// Merges the splits of a global layer in split order; the sink enters once, here. The store warp alone runs it.
-// M (emitted): kHeads kValueDim kSplits kSink kPartials kOut kRotation kCounter merge
-template <class C, class M>
-struct AttentionMerge {
-  using Cx = Ctx<C>;
-  static constexpr u32 kPartialBytes = (2 + M::kValueDim) * 4;
-  static TK_FN void loader(Cx&, const OpRow&) {}
-  static TK_FN void activations(Cx&, const OpRow&) {}
-  static TK_FN void consumer(Cx&, const OpRow&) {}
-  static TK_FN void store(Cx& c, const OpRow& r) {
-    const u32 n = c.n_rows * M::kHeads;
-    u32 q = first_task(c, M::kRotation);
-    c.wait_inputs(r);
-    TILECC_ROLLED
-    for (; q < n; q += c.ncta) {
-      const u32 head = q % M::kHeads, row = q / M::kHeads;
-      const uint8_t* in = c.p.workspace + M::kPartials + static_cast<u64>(q) * M::kSplits * kPartialBytes;
-      float m[M::kSplits], d[M::kSplits], scale[M::kSplits];
-      TK_UNROLL
-      for (u32 s = 0; s < M::kSplits; ++s) {
-        m[s] = tk::ldg_f32(in + s * kPartialBytes);
-        d[s] = tk::ldg_f32(in + s * kPartialBytes + 4);
-      }
-      M::merge(m, d, M::kSink ? tk::ldg_nc_f32(c.image(r.aux) + head * 4) : kNegInf, scale);
-      TILECC_ROLLED
-      for (u32 dim = 2 * c.lane; dim < M::kValueDim; dim += 64) {
-        float o0 = 0.f, o1 = 0.f;
-        TK_UNROLL
-        for (u32 s = 0; s < M::kSplits; ++s) {
-          o0 += scale[s] * tk::ldg_f32(in + s * kPartialBytes + (2 + dim) * 4);
-          o1 += scale[s] * tk::ldg_f32(in + s * kPartialBytes + (3 + dim) * 4);
-        }
-        tk::stg32(c.p.workspace + M::kOut + frag_bytes(row, head * M::kValueDim + dim), tk::cvt_bf16x2(o0, o1));
-      }
-    }
-    c.arrive(M::kCounter);
   }
 };
 }  // namespace tilecc

@@ -51,6 +51,7 @@ TK_FN u32 lane() { return tk_emu::cur->lane; }
 TK_FN u32 warp() { return tk_emu::cur->warp->index; }
 TK_FN u32 cta() { return tk_emu::cur->cta->index; }
 TK_FN u32 ncta() { return tk_emu::grid_ctas(); }
+TK_FN void opaque(u32&) {}
 TK_FN bool elect() { return tk_emu::cur->lane == 0; }
 TK_FN smem_t smem_base() { return tk_emu::kSmemBase; }
 // There is no time here: every read of either clock gives one more than the read before.

@@ -7,6 +7,9 @@ TK_FN u32 lane() { return threadIdx.x & 31u; }
 TK_FN u32 warp() { return threadIdx.x >> 5; }
 TK_FN u32 cta() { return blockIdx.x; }
 TK_FN u32 ncta() { return gridDim.x; }
+// Nothing derived from v before this line is kept for after it: what a lane computes from its number is cheap, and kept in
+// registers over a whole kernel it is not.
+TK_FN void opaque(u32& v) { asm volatile("" : "+r"(v)); }
 TK_FN bool elect() { return (threadIdx.x & 31u) == 0u; }
 
 TK_FN smem_t smem_base() {

@@ -11,7 +11,7 @@ from tests.passes.helpers import FILE, Net, context, edit, inputs, line_of, refu
 from tilecc.ir.graph import Graph, Node, Value
 from tilecc.ir.loc import Loc
 from tilecc.ir.tile import TileGraph
-from tilecc.passes.fuse import GLOBAL_SPLITS, fuse, layer_of
+from tilecc.passes.fuse import fuse, layer_of
 
 
 def fused(graph: Graph) -> TileGraph:
@@ -61,8 +61,7 @@ def test_attributes_and_weights() -> None:
     qkv, attention = tiles.op("layers.1.qkv"), tiles.op("layers.1.attention")
     assert qkv.weights == {"norm": "layers.1.norm.weight", "matrix": "layers.1.qkv", "aux": "rope.10000.8"}
     assert (qkv.attrs["value_scale"], qkv.attrs["window"], qkv.attrs["eps"]) == (0.5, 8, 1e-5)
-    assert (attention.attrs["splits"], attention.attrs["sink"], attention.attrs["scale"]) == (1, True, 0.25)
-    assert tiles.op("layers.0.attention").attrs["splits"] == GLOBAL_SPLITS
+    assert (attention.attrs["kv"], attention.attrs["sink"], attention.attrs["scale"]) == ("bf16", True, 0.25)
     assert tiles.op("layers.0.o_proj").attrs == {"source": "fragment", "input": "attention"}
     assert tiles.op("layers.0.down").attrs == {"source": "fragment", "input": "hidden"}
     weights = {w.name: w for w in tiles.weights}
@@ -110,8 +109,10 @@ def test_rope_tables_of_near_equal_theta_are_two() -> None:
 
 def test_decisions_are_recorded_once() -> None:
     ctx = context()
-    fuse(Net(layers=((0, "dense"),) * 3).graph(), ctx)
-    assert [(d.pass_name, d.choice) for d in ctx.decisions] == [("fuse", "4 for global layers")]
+    for _ in range(3):
+        ctx.decide("fuse", "subject", "choice", "reason")
+    ctx.decide("fuse", "subject", "another", "reason")
+    assert [d.choice for d in ctx.decisions] == ["choice", "another"]
 
 
 def test_layer_numbers_come_from_the_module_path() -> None:

@@ -19,8 +19,9 @@ def test_before_and_after() -> None:
     ctx = context()
     assert graph.rings == ()
     made = {r.name: (r.slots, r.slot_bytes) for r in rings(graph, ctx).rings}
-    # weights: a group of 2 tiles, 1 bf16 block each. activations: one chunk. exchange: 4 warps x 2 tiles.
-    assert made == {"weights": (8, 2 * 4096), "activations": (8, 2048), "exchange": (2, 4096)}
+    # weights: a group of 2 tiles, 1 bf16 block each. activations: one chunk. exchange: 4 warps, each
+    # with the probabilities of one block and the maxima and sums of 16 heads.
+    assert made == {"weights": (8, 2 * 4096), "activations": (8, 2048), "exchange": (2, 4 * (1024 + 128))}
     (decision,) = (d for d in ctx.decisions if d.pass_name == "rings")
     assert (decision.choice, decision.reason) == ("8 stages of 8192 B", "64 KiB in flight per SM")
 
@@ -28,16 +29,17 @@ def test_before_and_after() -> None:
 def test_the_largest_op_decides_the_slot() -> None:
     assert sizes(Net(hidden=256))["weights"] == (8, 2 * 2 * 4096)  # two K blocks a chunk
     assert sizes(Net(hidden=256, formats={"router": "f32"}, experts=48))["weights"] == (8, 2 * 8192)
-    # a KV block of 16 positions: keys of 192 and values of 128 dims
-    assert sizes(Net(dim=192, v_dim=128))["activations"] == (8, 16 * (192 + 128) * 2)
-    assert sizes(Net(dim=192, v_dim=128))["exchange"] == (2, 4 * (16 * 512 + 128))
+    # the keys of 16 positions, or a row's queries of 16 heads; a window of 8 has one block per consumer warp
+    assert sizes(Net(dim=192, v_dim=128))["activations"] == (8, 16 * 192 * 2)
+    assert sizes(Net(dim=192, v_dim=128))["exchange"] == (2, 4 * (1024 + 128))
+    assert sizes(Net(layers=((128, "dense"),)))["exchange"] == (2, 4 * (3 * 1024 + 128))
     assert sizes(Net(dim=8, v_dim=2, rotary=4))["activations"] == (8, 2048)
 
 
 def test_weights_get_what_the_others_leave() -> None:
-    slots, stage = sizes(Net(hidden=512, dim=192, v_dim=128))["weights"]
+    slots, stage = sizes(Net(hidden=512, dim=640, v_dim=64, formats={"router": "f32"}))["weights"]
     assert MIN_WEIGHT_STAGES <= slots < MAX_WEIGHT_STAGES
-    left = 227 * 1024 - FIXED_BYTES - 8 * 10240 - 2 * 4 * (16 * 512 + 128)
+    left = 227 * 1024 - FIXED_BYTES - 8 * 20480 - 2 * 4 * (1024 + 128)
     assert slots * stage <= left < (slots + 1) * stage
 
 
@@ -52,10 +54,10 @@ def test_the_emitted_layout_fits_the_target(net: Net) -> None:
 
 
 def test_heads_that_do_not_fit() -> None:
-    graph = Net(layers=((8, "dense"), (0, "dense")), hidden=512, dim=512, v_dim=512, rotary=64).graph()
+    graph = Net(layers=((8, "dense"), (0, "dense")), hidden=512, dim=1024, v_dim=512, rotary=64).graph()
     found = refusal(lambda: tiles_until(graph, rings), "TC0223")
     assert found.message == "shared memory of `sm_90a` does not hold 3 weight stages"
-    assert f"{227 * 1024} B per CTA; activations 8 x 32768 B, exchange 2 x 131584 B" in found.notes[0]
+    assert f"{227 * 1024} B per CTA; activations 8 x 32768 B, exchange 2 x 4608 B" in found.notes[0]
     assert found.span is not None
     assert (found.span.file, found.span.line) == (FILE, line_of(graph, "layers.0.attend"))
     assert found.help

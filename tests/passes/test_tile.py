@@ -80,7 +80,8 @@ def test_buffers_are_as_large_as_the_largest_layer_needs() -> None:
     assert buffers["hidden"].nbytes == 8 * 128 * 2  # 48 columns, padded
     assert buffers["expert_hidden"].shape == (6, 8, 16)
     assert buffers["routes"].shape == (3, 8, 2)
-    assert buffers["attention_partials"].nbytes == 8 * 4 * 4 * (2 + 8) * 4
+    # 8 rows, 2 KV heads, 2 splits: one pair of value tiles of all 16 heads, then maximum and sum of each
+    assert buffers["attention_partials"].nbytes == 8 * 2 * 2 * (16 * 16 + 16 * 2) * 4
     spaces = {b.name: b.space for b in graph.buffers}
     assert spaces["routing"] is Space.CTA and spaces["tokens"] is spaces["logits"] is Space.IO
     assert [n for n, s in spaces.items() if s is Space.KV] == ["kv.0", "kv.1", "kv.2"]
@@ -105,8 +106,22 @@ def test_the_ring_of_a_sliding_layer_holds_the_window_and_the_rows_of_a_step(win
         assert len(used) <= blocks
     assert blocks * KV_BLOCK < window + ROWS + 2 * KV_BLOCK
     (kv,) = (b for b in graph.buffers if b.name == "kv.0")
-    # 2 sequences, 2 KV heads; a block: 16 keys of 16 dims and 16 values of 8, bf16
-    assert kv.nbytes == 2 * 2 * blocks * (16 * 16 * 2 + 16 * 8 * 2)
+    # 2 sequences, 2 KV heads; a block: 16 keys of 16 dims and 16 values of 8, which are padded to 16, bf16
+    assert kv.nbytes == 2 * 2 * blocks * (16 * 16 * 2 + 16 * 16 * 2)
+
+
+@pytest.mark.parametrize(
+    ("length", "kv_heads", "splits"),
+    [(16, 2, 2), (256, 2, 4), (1024, 2, 16), (1 << 17, 2, 32), (1 << 17, 1, 64), (1 << 17, 4, 16)],
+)
+def test_splits_of_a_global_layer_occupy_the_sms(length: int, kv_heads: int, splits: int) -> None:
+    """Two tasks of four rows per split and KV head; a power of two, at most the chunks of 64 positions."""
+    ctx = context(max_context=length)
+    graph = tiles_until(Net(layers=((0, "dense"),), heads=4, kv_heads=kv_heads).graph(), tile, ctx)
+    attention, merge = graph.op("layers.0.attention"), graph.op("layers.0.attention_merge")
+    assert attention.tiles["splits"] == merge.tiles["splits"] == splits
+    assert attention.tiles["tasks"] == 2 * kv_heads * splits
+    assert any(d.choice == f"{splits} for global layers" for d in ctx.decisions)
 
 
 def test_a_ring_is_never_longer_than_the_context() -> None:

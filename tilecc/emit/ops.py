@@ -9,11 +9,12 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tilecc.emit.bodies import BodySpec, router_topk, softmax_combine, softmax_merge
+from tilecc.emit.bodies import BodySpec, router_topk, softmax_merge
 from tilecc.ir.graph import AttrValue
 from tilecc.ir.program import OpClass, Program
 from tilecc.passes.tile import ceil_div, pad
 
+KV_FORMATS = {"bf16": "kBf16", "fp8": "kFp8"}
 FORMATS = {"bf16": "kBf16", "f32": "kF32", "fp8_block": "kFp8", "mxfp4": "kMxfp4"}
 
 
@@ -123,6 +124,7 @@ def _kv(op: OpClass) -> list[str]:
     c = op.constants
     return [
         "struct KvShape {",
+        f"  static constexpr KvFormat kFormat = KvFormat::{KV_FORMATS[str(c['kv'])]};",
         f"  static constexpr u32 kKvHeads = {c['kv_heads']};",
         f"  static constexpr u32 kHeadSteps = {ceil_div(int(c['head_dim']), 16)};",
         f"  static constexpr u32 kValueDim = {c['v_head_dim']}, kBlocks = {c['tile_kv_blocks']};",
@@ -141,31 +143,31 @@ def _merge(name: str, body: BodySpec) -> list[str]:
 
 def _attention(op: OpClass, program: Program) -> Parts:
     c = op.constants
-    consumers = next(r.warps for r in program.roles if r.name == "consumer")
-    merge, combine = softmax_merge(consumers), softmax_combine(consumers)
     members = [
         _u32("kHeads", c["heads"]), _u32("kKvHeads", c["kv_heads"]),
         _u32("kHeadSteps", ceil_div(int(c["head_dim"]), 16)), _u32("kValueDim", c["v_head_dim"]),
-        _u32("kWindow", c["window"]), _u32("kSplits", c["splits"]), _u32("kChunkBlocks", 4),
-        _bool("kSink", bool(c["sink"])), _f32("kScale", c["scale"]), _at("kQueries", "queries", program),
-        _at("kOut", "attention", program), _at("kPartials", "attention_partials", program),
+        _f32("kScale", c["scale"]), _at("kQueries", "queries", program),
     ]  # fmt: skip
-    if int(c["splits"]) == 1:
-        return "Attention", members, _kv(op) + _merge("merge", merge), [merge]
-    extra = [
-        *_kv(op),
-        "static TK_FN void combine(float* m, float* d, float* m1, float* d1, float* scale) {",
-        f"  {combine.name}(m, d, m1, d1, scale);",
-        "}",
-    ]
-    return "Attention", members, extra, [combine]
+    if not int(c["window"]):
+        members += [
+            _u32("kSplits", c["tile_splits"]), _u32("kChunkBlocks", c["tile_chunk_blocks"]),
+            _at("kPartials", "attention_partials", program),
+        ]  # fmt: skip
+        return "SplitAttention", members, _kv(op), []
+    merge = softmax_merge(1)
+    members += [
+        _u32("kWindow", c["window"]), _u32("kTurns", c["tile_turns"]), _bool("kSink", bool(c["sink"])),
+        _at("kOut", "attention", program),
+    ]  # fmt: skip
+    return "WindowAttention", members, _kv(op) + _merge("merge", merge), [merge]
 
 
 def _attention_merge(op: OpClass, program: Program) -> Parts:
     c = op.constants
-    body = softmax_merge(int(c["splits"]))
+    body = softmax_merge(1)
     members = [
-        _u32("kHeads", c["heads"]), _u32("kValueDim", c["v_head_dim"]), _u32("kSplits", c["splits"]),
+        _u32("kHeads", c["heads"]), _u32("kKvHeads", c["kv_heads"]), _u32("kValueDim", c["v_head_dim"]),
+        _u32("kSplits", c["tile_splits"]), _u32("kChunkBlocks", c["tile_chunk_blocks"]),
         _bool("kSink", bool(c["sink"])), _at("kPartials", "attention_partials", program),
         _at("kOut", "attention", program),
     ]  # fmt: skip

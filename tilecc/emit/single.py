@@ -72,7 +72,16 @@ def one_op_package(out: Path, op: SingleOp, grid: int | None = None) -> SinglePa
     Raises TileccError TC0222, TC0223 for sizes that the passes refuse, TC0701 for an unknown target.
     """
     ctx = PassContext(find_target(op.target), max_context=16, max_seqs=8)
-    tiles = one_op_tiles(op, ctx)
+    return graph_package(out, _graph(op, ctx), ctx, grid)
+
+
+def graph_package(out: Path, graph: TileGraph, ctx: PassContext, grid: int | None = None) -> SinglePackage:
+    """The same for a TileGraph whose tiles are not chosen yet: any ops, and a commit as the last one."""
+    return tiles_package(out, tiled(graph, ctx), ctx, grid)
+
+
+def tiles_package(out: Path, tiles: TileGraph, ctx: PassContext, grid: int | None = None) -> SinglePackage:
+    """The same for a finished TileGraph."""
     program = expect(PROGRAM(tiles, ctx), PROGRAM_RULES, "program")
     texts = {
         "10-tiles.txt": tiles.to_text(),
@@ -85,7 +94,11 @@ def one_op_package(out: Path, op: SingleOp, grid: int | None = None) -> SinglePa
 
 def one_op_tiles(op: SingleOp, ctx: PassContext) -> TileGraph:
     """The verified TileGraph of one op, all fields filled."""
-    graph = _graph(op, ctx)
+    return tiled(_graph(op, ctx), ctx)
+
+
+def tiled(graph: TileGraph, ctx: PassContext) -> TileGraph:
+    """All tile passes; the commit reads what the op before it wrote."""
     for tile_pass in TILE_PASSES:
         graph = tile_pass(graph, ctx)
         if tile_pass is tile:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from tilecc.diag import Diagnostic
+from tilecc.ir.attention import block_bytes
 from tilecc.ir.program import OpRowSpec, Program
 from tilecc.ir.tile_rules import ring_problems, role_problems
 from tilecc.ir.verify import Rule, violation
@@ -198,12 +199,12 @@ def kv_disjoint(program: Program) -> Iterator[Diagnostic]:
 
 
 def kv_bytes(program: Program, row: OpRowSpec) -> int:
-    """Bytes of the KV cache that a row uses (KvCache in op_attention.cuh), 0 for ops without one."""
+    """Bytes of the KV cache that a row uses (KvCache in attn_common.cuh), 0 for ops without one."""
     op = next((c for c in program.classes if c.name == row.op), None)
     if op is None or "tile_kv_blocks" not in op.constants:
         return 0
     c = {k: int(op.constants[k]) for k in ("kv_heads", "head_dim", "v_head_dim", "tile_kv_blocks")}
-    block = (2 * -(-c["head_dim"] // 16) + -(-c["v_head_dim"] // 8)) * 256
+    block = block_bytes(c["head_dim"], c["v_head_dim"], str(op.constants["kv"]))
     return program.max_seqs * c["kv_heads"] * c["tile_kv_blocks"] * block
 
 

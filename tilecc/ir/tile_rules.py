@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from tilecc.diag import Diagnostic
+from tilecc.ir.attention import exchange_bytes, key_bytes, query_bytes, value_bytes
 from tilecc.ir.tile import Access, HandOffKind, RingSpec, RoleSpec, Space, TileGraph, TileOp
 from tilecc.ir.verify import Rule, violation
 from tilecc.weights.layout import BLOCK_BYTES
@@ -23,8 +24,6 @@ CHUNK_BYTES = 2048
 """Activations of 8 rows and 128 columns in bf16."""
 FRAGMENT_BYTES = 512
 """One m16n8 float32 accumulator of a warp, or one m16k16 bf16 operand."""
-HALF_FRAGMENT_BYTES = 256
-"""One k16n8 bf16 operand."""
 
 Check = Callable[[TileGraph], Iterator[Diagnostic]]
 _CHECKS: list[Rule[TileGraph]] = []
@@ -361,10 +360,9 @@ def slot_needs(graph: TileGraph, op: TileOp, consumers: int) -> Iterator[tuple[s
         yield "activations", chunk * CHUNK_BYTES
         yield "exchange", consumers * group * FRAGMENT_BYTES
     if op.kind == "attention":
-        steps = -(-int(op.attrs["head_dim"]) // 16)
-        value_tiles = -(-int(op.attrs["v_head_dim"]) // 8)
-        yield "activations", max(steps * FRAGMENT_BYTES, (2 * steps + value_tiles) * HALF_FRAGMENT_BYTES)
-        yield "exchange", consumers * (value_tiles * FRAGMENT_BYTES + 16 * 8)
+        dim, v_dim, kv = int(op.attrs["head_dim"]), int(op.attrs["v_head_dim"]), str(op.attrs["kv"])
+        yield "activations", max(query_bytes(dim), key_bytes(dim, kv), value_bytes(v_dim, kv))
+        yield "exchange", exchange_bytes(int(op.attrs["window"]), consumers)
 
 
 TILE_RULES: tuple[Rule[TileGraph], ...] = tuple(_CHECKS)

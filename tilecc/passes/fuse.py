@@ -32,14 +32,13 @@ from tilecc.ir.loc import Loc
 from tilecc.ir.tile import TileGraph, TileOp, Weight
 from tilecc.passes.context import PassContext
 
-GLOBAL_SPLITS = 4
-"""Splits of the context of a global layer: a constant of the Program, so that bits depend on neither G nor
-length."""
+KV_ROUNDING = {"round": "bf16", "round_e4m3": "fp8"}
+"""What rounds keys and values on their way into the cache, and the cache's format."""
 
 PATTERNS = (
     "round(embedding)",
     "linear of round(rms_norm) or of a rounded hidden vector",
-    "split_qkv, rope, scale, round into attend",
+    "split_qkv, rope, scale, round (k, v: or round_e4m3) into attend",
     "round(attend)",
     "round(add(x, linear)) and round(add(x, experts))",
     "linear into route",
@@ -132,9 +131,9 @@ class _Fuser:
             raise self.misfit(node, f"its result must go to one {' or '.join(kinds)}, it goes to {got}")
         return users[0]
 
-    def rounded(self, node: Node, value: str) -> Node:
+    def rounded(self, node: Node, value: str, *kinds: str) -> Node:
         users = self.users.get(value, ())
-        if len(users) != 1 or users[0].op != "round":
+        if len(users) != 1 or users[0].op not in (kinds or ("round",)):
             raise error(
                 "TC0221",
                 f"the result of `{node.op}` is kept in bf16 by the kernel, but the model does not round it",
@@ -265,14 +264,17 @@ class _Fuser:
         for index in (0, 1):
             rope = self.only_user(split, self.result(split, index), "rope")
             ropes.append(rope)
-            chain += [rope, self.rounded(rope, self.result(rope))]
-        value = self.only_user(split, self.result(split, 2), "scale", "round")
+            kinds = KV_ROUNDING if index == 1 else ("round",)
+            chain += [rope, self.rounded(rope, self.result(rope), *kinds)]
+        value = self.only_user(split, self.result(split, 2), "scale", *KV_ROUNDING)
         factor = 1.0
         chain.append(value)
         if value.op == "scale":
             factor = float(value.attrs["factor"])
-            value = self.rounded(value, self.result(value))
+            value = self.rounded(value, self.result(value), *KV_ROUNDING)
             chain.append(value)
+        if value.op != chain[5].op:
+            raise self.misfit(value, f"keys are stored by `{chain[5].op}`, values by `{value.op}`")
         if ropes[0].attrs != ropes[1].attrs:
             raise self.misfit(ropes[1], "queries and keys must use the same rotary embedding")
         attend = self.only_user(value, self.result(value), "attend")
@@ -300,6 +302,7 @@ class _Fuser:
             "rotary": rotary,
             "value_scale": factor,
             "window": int(attend.attrs["window_keys"]),
+            "kv": KV_ROUNDING[value.op],
         }
         self.emit("qkv", "qkv", node, fused + self.take(*chain), attrs, weights)
 
@@ -312,24 +315,17 @@ class _Fuser:
             raise self.misfit(node, "its queries must be round(rope(.)) of a split_qkv")
         split = origin
         window = int(node.attrs["window_keys"])
-        splits = 1 if window else GLOBAL_SPLITS
         sink = len(node.inputs) > 7
+        stored = self.producers[node.inputs[2]]
         attrs: dict[str, AttrValue] = {
             **{k: split.attrs[k] for k in ("heads", "kv_heads", "head_dim", "v_head_dim")},
-            "window": window, "scale": float(node.attrs["softmax_scale"]), "splits": splits, "sink": sink,
+            "window": window, "scale": float(node.attrs["softmax_scale"]), "sink": sink,
+            "kv": KV_ROUNDING[stored.op],
         }  # fmt: skip
         weights = {"aux": self.vector(self.param(node, 7), "f32")} if sink else {}
-        self.ctx.decide(
-            "fuse",
-            "attention splits",
-            f"{splits} for {'window ' + str(window) if window else 'global layers'}",
-            "one split: the window is short"
-            if window
-            else "constant of the Program: the bits of a row depend on neither length nor CTAs",
-        )
         fused = self.take(node, rounding)
         self.emit("attention", "attention", node, fused, attrs, weights)
-        if splits > 1:
+        if not window:
             self.emit("attention_merge", "attention_merge", node, fused, attrs, weights)
         self.holds["attention"] = self.result(rounding)
 

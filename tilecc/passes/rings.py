@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from tilecc.diag import error
+from tilecc.ir.attention import exchange_bytes, key_bytes, query_bytes, value_bytes
 from tilecc.ir.tile import RingSpec, TileGraph
 from tilecc.passes.context import PassContext
 from tilecc.passes.tile import ceil_div
@@ -26,7 +27,7 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
     """Fill `rings`. Raises TileccError TC0223 if not even the shortest weight ring fits."""
     consumers = next(r.warps for r in graph.roles if r.name == "consumer")
     weights = {w.name: w for w in graph.weights}
-    stage = activation = exchange = 0
+    stage = activation = exchange = 128  # a step of few ops may leave a ring unused
     for op in graph.ops:
         if "chunk" in op.tiles:
             block = BLOCK_BYTES[weights[op.weights["matrix"]].format]
@@ -34,9 +35,9 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
             activation = max(activation, op.tiles["chunk"] * 2048)
             exchange = max(exchange, consumers * op.tiles["group"] * 512)
         if op.kind == "attention":
-            steps, v_tiles = ceil_div(int(op.attrs["head_dim"]), 16), ceil_div(int(op.attrs["v_head_dim"]), 8)
-            activation = max(activation, steps * 512, (2 * steps + v_tiles) * 256)
-            exchange = max(exchange, consumers * (v_tiles * 512 + 128))
+            dim, v_dim, kv = int(op.attrs["head_dim"]), int(op.attrs["v_head_dim"]), str(op.attrs["kv"])
+            activation = max(activation, query_bytes(dim), key_bytes(dim, kv), value_bytes(v_dim, kv))
+            exchange = max(exchange, exchange_bytes(int(op.attrs["window"]), consumers))
     stage, activation, exchange = (ceil_div(n, 128) * 128 for n in (stage, activation, exchange))
     left = ctx.target.smem_per_cta - FIXED_BYTES - ACTIVATION_SLOTS * activation - EXCHANGE_SLOTS * exchange
     stages = min(MAX_WEIGHT_STAGES, left // stage)

@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Callable
 
 from tilecc.diag import error
+from tilecc.ir.attention import CHUNK_BLOCKS, KV_BLOCK, block_bytes, partial_bytes, query_bytes, window_turns
 from tilecc.ir.tile import Access, Buffer, Space, TileGraph, TileOp, Weight
 from tilecc.passes.context import PassContext
 
@@ -21,7 +22,6 @@ ROWS = 8
 TILE_ROWS = 16
 BLOCK_COLS = 128
 UNIT_COLS = 64
-KV_BLOCK = 16
 MAX_GRID = 256
 GROUP = 2
 CHUNK = {"bf16": 2, "f32": 1, "fp8_block": 2, "mxfp4": 2}
@@ -29,6 +29,8 @@ MAX_SPLITS = 4
 PEER_SLOTS = 3
 """Epochs of pushed terms kept apart. A rank that has the terms of epoch e + 2 of every rank knows that all
 have read those of epoch e: no rank waits before it pushes."""
+MAX_CONTEXT_SPLITS = 64
+CONSUMERS = 4  # consumer warps of a CTA (`roles`): rows of a task of a global layer
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -122,9 +124,9 @@ class _Tiler:
 
     def kv(self, op: TileOp) -> Access:
         a = op.attrs
-        head_steps, value_tiles = ceil_div(int(a["head_dim"]), 16), ceil_div(int(a["v_head_dim"]), 8)
         blocks = self.kv_blocks(int(a["window"]))
-        nbytes = self.graph.max_seqs * int(a["kv_heads"]) * blocks * (2 * head_steps + value_tiles) * 256
+        block = block_bytes(int(a["head_dim"]), int(a["v_head_dim"]), str(a["kv"]))
+        nbytes = self.graph.max_seqs * int(a["kv_heads"]) * blocks * block
         return self.space(
             f"kv.{op.layer}", "bf16", (self.graph.max_seqs, blocks * KV_BLOCK), nbytes, Space.KV
         )
@@ -201,8 +203,7 @@ class _Tiler:
         rope_tiles = ceil_div(rotary // 2, 8)
         qk_tiles, v_tiles = rope_tiles + ceil_div(dim - rotary, TILE_ROWS), ceil_div(v_dim, TILE_ROWS)
         tiles = (heads + kv_heads) * qk_tiles + kv_heads * v_tiles
-        steps = ceil_div(dim, 16)
-        queries = self.space("queries", "bf16", (ROWS, heads, dim), ROWS * kv_heads * steps * 512)
+        queries = self.queries(op)
         space = self.gemv(op, tiles) | {
             "rope_tiles": rope_tiles,
             "qk_tiles": qk_tiles,
@@ -212,32 +213,50 @@ class _Tiler:
         return self.make(op, space, [self.x(), self.sum_sq()], [queries, self.kv(op)])
 
     def attention(self, op: TileOp) -> TileOp:
-        a = op.attrs
-        heads, kv_heads, splits = int(a["heads"]), int(a["kv_heads"]), int(a["splits"])
-        steps = ceil_div(int(a["head_dim"]), 16)
-        queries = self.space(
-            "queries", "bf16", (ROWS, heads, int(a["head_dim"])), ROWS * kv_heads * steps * 512
-        )
-        out = self.attention_out(op) if splits == 1 else self.split_out(op)
-        tiles = {
+        kv_heads, window = int(op.attrs["kv_heads"]), int(op.attrs["window"])
+        tiles = {"kv_blocks": self.kv_blocks(window)}
+        if window:
+            tiles |= {"turns": window_turns(window, CONSUMERS), "tasks": ROWS * kv_heads}
+            return self.make(op, tiles, [self.queries(op), self.kv(op)], [self.attention_out(op)])
+        splits = self.context_splits(op)
+        tiles |= {
             "splits": splits,
-            "kv_blocks": self.kv_blocks(int(a["window"])),
-            "tasks": ROWS * kv_heads * splits,
+            "chunk_blocks": CHUNK_BLOCKS,
+            "tasks": ceil_div(ROWS, CONSUMERS) * kv_heads * splits,
         }
-        return self.make(op, tiles, [queries, self.kv(op)], [out])
+        return self.make(op, tiles, [self.queries(op), self.kv(op)], [self.split_out(op)])
+
+    def queries(self, op: TileOp) -> Access:
+        heads, kv_heads, dim = (int(op.attrs[k]) for k in ("heads", "kv_heads", "head_dim"))
+        return self.space("queries", "bf16", (ROWS, heads, dim), ROWS * kv_heads * query_bytes(dim))
+
+    def context_splits(self, op: TileOp) -> int:
+        """Splits of the context of a global layer: as many as occupy the SMs in a full step, a power of two,
+        constant of the Program. More than the context has chunks would stay empty and change no bit."""
+        tasks = ceil_div(ROWS, CONSUMERS) * int(op.attrs["kv_heads"])
+        chunks = ceil_div(ceil_div(self.graph.max_context, KV_BLOCK), CHUNK_BLOCKS)
+        wanted = 1 << (max(2, min(MAX_CONTEXT_SPLITS, self.ctx.target.sms // tasks)).bit_length() - 1)
+        splits = max(2, min(wanted, chunks))
+        self.ctx.decide(
+            "tile",
+            "attention splits",
+            f"{splits} for global layers",
+            f"constant of the Program: {tasks} tasks per split of a full step for {self.ctx.target.sms} SMs,"
+            f" {chunks} chunks of {CHUNK_BLOCKS * KV_BLOCK} positions",
+        )
+        return splits
 
     def split_out(self, op: TileOp) -> Access:
-        heads, splits, width = (
-            int(op.attrs["heads"]),
-            int(op.attrs["splits"]),
-            2 + int(op.attrs["v_head_dim"]),
-        )
-        return self.space(
-            "attention_partials", "f32", (ROWS * heads, splits, width), ROWS * heads * splits * width * 4
-        )
+        kv_heads, width = int(op.attrs["kv_heads"]), partial_bytes(int(op.attrs["v_head_dim"]))
+        shape = (ROWS * kv_heads, self.context_splits(op), width // 4)
+        return self.space("attention_partials", "f32", shape, shape[0] * shape[1] * width)
 
     def attention_merge(self, op: TileOp) -> TileOp:
-        tiles = {"splits": int(op.attrs["splits"]), "tasks": ROWS * int(op.attrs["heads"])}
+        tiles = {
+            "splits": self.context_splits(op),
+            "chunk_blocks": CHUNK_BLOCKS,
+            "tasks": ROWS * int(op.attrs["kv_heads"]) * ceil_div(int(op.attrs["v_head_dim"]), 8),
+        }
         return self.make(op, tiles, [self.split_out(op)], [self.attention_out(op)])
 
     def project(self, op: TileOp) -> TileOp:

@@ -3,9 +3,10 @@
 //
 //   grid     any number of CTAs that are resident together, at most 256: result bits do not depend on it
 //   CTA      1 loader, 1 store, 2 activations, 4 consumer warps
-//   rings    weights 8 x 16384 B, activations 8 x 4096 B, exchange 2 x 8704 B
+//   rings    weights 8 x 16384 B, activations 8 x 4096 B, exchange 2 x 4608 B
 #include "epilogues.cuh"
 #include "op_attention.cuh"
+#include "op_attention_split.cuh"
 #include "op_gemv.cuh"
 #include "op_route.cuh"
 #include "op_vector.cuh"
@@ -59,50 +60,29 @@ TK_FN void softmax_online(float m_old, float s_max, float* m_new1, float* rescal
   rescale1[0] = (m_old == -__builtin_huge_valf()) ? 0.0f : tk_exp2((m_old - top) * 1.442695f);
 }
 
-// TIRx body softmax_p: e^(s - m) of a score under the running maximum m; 0 while nothing is visible (m = -inf).
-TK_FN float softmax_p(float s, float m) { return (m == -__builtin_huge_valf()) ? 0.0f : tk_exp2((s - m) * 1.442695f); }
+// TIRx body softmax_p: e^(s - m) of a score under the running maximum m; 0 for a masked score (-inf), NaN for NaN.
+TK_FN float softmax_p(float s, float m) { return (s == -__builtin_huge_valf()) ? 0.0f : tk_exp2((s - m) * 1.442695f); }
 
-// TIRx body softmax_combine_4: Joint maximum M and sum of partials, and each one's factor e^(m[i] - M).
-TK_FN void softmax_combine_4(float* m, float* d, float* m_out1, float* d_out1, float* scale) {
-  float top = -__builtin_huge_valf();
-  TK_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    if ((0.0f < d[i]) && (top < m[i])) {
-      top = m[i];
-    }
-  }
-  float total = 0.0f;
-  TK_UNROLL
-  for (int i_1 = 0; i_1 < 4; ++i_1) {
-    scale[i_1] =
-        (d[i_1] == 0.0f) ? 0.0f : ((m[i_1] == -__builtin_huge_valf()) ? 0.0f : tk_exp2((m[i_1] - top) * 1.442695f));
-    total = total + (scale[i_1] * d[i_1]);
-  }
-  m_out1[0] = top;
-  d_out1[0] = total;
-}
-
-// TIRx body softmax_merge_4: Weights of partial outputs from their maxima m and sums d; the sink is one more column.
-TK_FN void softmax_merge_4(float* m, float* d, float sink, float* scale) {
+// TIRx body softmax_merge_1: Weights of partial outputs from their maxima m and sums d; the sink is one more column.
+TK_FN void softmax_merge_1(float* m, float* d, float sink, float* scale) {
   float top = sink;
   TK_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    if ((0.0f < d[i]) && (top < m[i])) {
-      top = m[i];
+  for (int i = 0; i < 1; ++i) {
+    if ((0.0f < d[0]) && (top < m[0])) {
+      top = m[0];
     }
   }
   float total = 0.0f;
   TK_UNROLL
-  for (int i_1 = 0; i_1 < 4; ++i_1) {
-    scale[i_1] =
-        (d[i_1] == 0.0f) ? 0.0f : ((m[i_1] == -__builtin_huge_valf()) ? 0.0f : tk_exp2((m[i_1] - top) * 1.442695f));
-    total = total + (scale[i_1] * d[i_1]);
+  for (int i_1 = 0; i_1 < 1; ++i_1) {
+    scale[0] = (d[0] == 0.0f) ? 0.0f : ((m[0] == -__builtin_huge_valf()) ? 0.0f : tk_exp2((m[0] - top) * 1.442695f));
+    total = total + (scale[0] * d[0]);
   }
   total = total + ((sink == -__builtin_huge_valf()) ? 0.0f : tk_exp2((sink - top) * 1.442695f));
   float inverse = (total == 0.0f) ? 0.0f : tk_rcp(total);
   TK_UNROLL
-  for (int i_2 = 0; i_2 < 4; ++i_2) {
-    scale[i_2] = scale[i_2] * inverse;
+  for (int i_2 = 0; i_2 < 1; ++i_2) {
+    scale[0] = scale[0] * inverse;
   }
 }
 
@@ -166,15 +146,15 @@ constexpr u64 kState = 0;                  // 128 B
 constexpr u64 kX = 256;                    // 4096 B
 constexpr u64 kSumSq = 4352;               // 128 B
 constexpr u64 kQueries = 4608;             // 49152 B
-constexpr u64 kAttentionPartials = 53760;  // 34816 B
-constexpr u64 kAttention = 88576;          // 4096 B
-constexpr u64 kPartials = 92672;           // 32768 B
-constexpr u64 kHidden = 125440;            // 8192 B
-constexpr u64 kRouterLogits = 133632;      // 1024 B
-constexpr u64 kRoutes = 134656;            // 1024 B
-constexpr u64 kExpertHidden = 135680;      // 32768 B
-constexpr u64 kArgmax = 168448;            // 16384 B
-constexpr u64 kCounters = 184832;          // 2176 B
+constexpr u64 kAttentionPartials = 53760;  // 1114112 B
+constexpr u64 kAttention = 1167872;        // 4096 B
+constexpr u64 kPartials = 1171968;         // 32768 B
+constexpr u64 kHidden = 1204736;           // 8192 B
+constexpr u64 kRouterLogits = 1212928;     // 1024 B
+constexpr u64 kRoutes = 1213952;           // 1024 B
+constexpr u64 kExpertHidden = 1214976;     // 32768 B
+constexpr u64 kArgmax = 1247744;           // 16384 B
+constexpr u64 kCounters = 1264128;         // 2176 B
 }  // namespace ws
 
 // The machine of one CTA: warps per role, rings of shared memory.
@@ -186,11 +166,11 @@ struct Config {
   static constexpr u32 kASlots = 8;
   static constexpr u32 kASlotBytes = 4096;
   static constexpr u32 kXSlots = 2;
-  static constexpr u32 kXSlotBytes = 8704;
+  static constexpr u32 kXSlotBytes = 4608;
   static constexpr u64 kCounters = ws::kCounters, kState = ws::kState;
 };
 using Cx = Ctx<Config>;
-static_assert(Cx::S::kTotal == 184576, "the runtime asks for this much shared memory");
+static_assert(Cx::S::kTotal == 176384, "the runtime asks for this much shared memory");
 
 // ---- ops -----------------------------------------------------------------------------------------------------------
 
@@ -240,6 +220,7 @@ struct QkvGlobalOp {
   static constexpr u32 kRotation = 4;
   static constexpr u32 kCounter = 1;
   struct KvShape {
+    static constexpr KvFormat kFormat = KvFormat::kBf16;
     static constexpr u32 kKvHeads = 4;
     static constexpr u32 kHeadSteps = 3;
     static constexpr u32 kValueDim = 32, kBlocks = 64;
@@ -257,41 +238,38 @@ struct AttentionGlobalOp {
   static constexpr u32 kKvHeads = 4;
   static constexpr u32 kHeadSteps = 3;
   static constexpr u32 kValueDim = 32;
-  static constexpr u32 kWindow = 0;
-  static constexpr u32 kSplits = 4;
-  static constexpr u32 kChunkBlocks = 4;
-  static constexpr bool kSink = false;
   static constexpr float kScale = 0.14433756729740643f;
   static constexpr u64 kQueries = ws::kQueries;
-  static constexpr u64 kOut = ws::kAttention;
+  static constexpr u32 kSplits = 16;
+  static constexpr u32 kChunkBlocks = 4;
   static constexpr u64 kPartials = ws::kAttentionPartials;
   static constexpr u32 kRotation = 26;
   static constexpr u32 kCounter = 2;
   struct KvShape {
+    static constexpr KvFormat kFormat = KvFormat::kBf16;
     static constexpr u32 kKvHeads = 4;
     static constexpr u32 kHeadSteps = 3;
     static constexpr u32 kValueDim = 32, kBlocks = 64;
   };
   using Kv = KvCache<KvShape>;
-  static TK_FN void combine(float* m, float* d, float* m1, float* d1, float* scale) {
-    softmax_combine_4(m, d, m1, d1, scale);
-  }
 };
-using AttentionGlobal = tilecc::Attention<Config, AttentionGlobalOp>;
+using AttentionGlobal = tilecc::SplitAttention<Config, AttentionGlobalOp>;
 
 // layers.0.attention_merge: model.layers.0.attend, model.layers.0.attend_bf16 (and 2 more layers)
 //   from mimo_v2.py:208 (model.layers.0)
 //   waits for layers.0.attention: counter over attention_partials
 struct AttentionMergeOp {
   static constexpr u32 kHeads = 8;
+  static constexpr u32 kKvHeads = 4;
   static constexpr u32 kValueDim = 32;
-  static constexpr u32 kSplits = 4;
+  static constexpr u32 kSplits = 16;
+  static constexpr u32 kChunkBlocks = 4;
   static constexpr bool kSink = false;
   static constexpr u64 kPartials = ws::kAttentionPartials;
   static constexpr u64 kOut = ws::kAttention;
   static constexpr u32 kRotation = 154;
   static constexpr u32 kCounter = 3;
-  static TK_FN void merge(float* m, float* d, float sink, float* scale) { softmax_merge_4(m, d, sink, scale); }
+  static TK_FN void merge(float* m, float* d, float sink, float* scale) { softmax_merge_1(m, d, sink, scale); }
 };
 using AttentionMerge = tilecc::AttentionMerge<Config, AttentionMergeOp>;
 
@@ -313,7 +291,7 @@ struct OProjOp {
   static constexpr float kEps = 0.0f;
   static constexpr u64 kOffset = ws::kPartials;
   static constexpr u32 kColumns = 256;
-  static constexpr u32 kRotation = 218;
+  static constexpr u32 kRotation = 282;
   static constexpr u32 kCounter = 4;
   using Epilogue = PartialEpilogue<OProjOp>;
 };
@@ -330,7 +308,7 @@ struct AttnReduceOp {
   static constexpr u32 kUnits = 4;
   static constexpr u64 kPartials = ws::kPartials;
   static constexpr u32 kSplits = 2;
-  static constexpr u32 kRotation = 234;
+  static constexpr u32 kRotation = 298;
   static constexpr u32 kCounter = 5;
 };
 using AttnReduce = tilecc::Reduce<Config, AttnReduceOp>;
@@ -356,7 +334,7 @@ struct GateUpOp {
   static constexpr u64 kOffset = ws::kHidden;
   static constexpr u32 kColumns = 512;
   static constexpr bool kRouted = false;
-  static constexpr u32 kRotation = 238;
+  static constexpr u32 kRotation = 302;
   static constexpr u32 kCounter = 6;
   using Epilogue = SwigluEpilogue<GateUpOp>;
 };
@@ -380,7 +358,7 @@ struct DownOp {
   static constexpr float kEps = 0.0f;
   static constexpr u64 kOffset = ws::kPartials;
   static constexpr u32 kColumns = 256;
-  static constexpr u32 kRotation = 270;
+  static constexpr u32 kRotation = 334;
   static constexpr u32 kCounter = 7;
   using Epilogue = PartialEpilogue<DownOp>;
 };
@@ -396,7 +374,7 @@ struct MlpReduceOp {
   static constexpr u32 kUnits = 4;
   static constexpr u64 kPartials = ws::kPartials;
   static constexpr u32 kSplits = 4;
-  static constexpr u32 kRotation = 302;
+  static constexpr u32 kRotation = 366;
   static constexpr u32 kCounter = 8;
 };
 using MlpReduce = tilecc::Reduce<Config, MlpReduceOp>;
@@ -434,6 +412,7 @@ struct QkvWindow32Op {
   static constexpr u32 kRotation = 4;
   static constexpr u32 kCounter = 9;
   struct KvShape {
+    static constexpr KvFormat kFormat = KvFormat::kBf16;
     static constexpr u32 kKvHeads = 4;
     static constexpr u32 kHeadSteps = 3;
     static constexpr u32 kValueDim = 32, kBlocks = 4;
@@ -451,25 +430,24 @@ struct AttentionWindow32Op {
   static constexpr u32 kKvHeads = 4;
   static constexpr u32 kHeadSteps = 3;
   static constexpr u32 kValueDim = 32;
-  static constexpr u32 kWindow = 32;
-  static constexpr u32 kSplits = 1;
-  static constexpr u32 kChunkBlocks = 4;
-  static constexpr bool kSink = true;
   static constexpr float kScale = 0.14433756729740643f;
   static constexpr u64 kQueries = ws::kQueries;
+  static constexpr u32 kWindow = 32;
+  static constexpr u32 kTurns = 1;
+  static constexpr bool kSink = true;
   static constexpr u64 kOut = ws::kAttention;
-  static constexpr u64 kPartials = ws::kAttentionPartials;
   static constexpr u32 kRotation = 26;
   static constexpr u32 kCounter = 10;
   struct KvShape {
+    static constexpr KvFormat kFormat = KvFormat::kBf16;
     static constexpr u32 kKvHeads = 4;
     static constexpr u32 kHeadSteps = 3;
     static constexpr u32 kValueDim = 32, kBlocks = 4;
   };
   using Kv = KvCache<KvShape>;
-  static TK_FN void merge(float* m, float* d, float sink, float* scale) { softmax_merge_4(m, d, sink, scale); }
+  static TK_FN void merge(float* m, float* d, float sink, float* scale) { softmax_merge_1(m, d, sink, scale); }
 };
-using AttentionWindow32 = tilecc::Attention<Config, AttentionWindow32Op>;
+using AttentionWindow32 = tilecc::WindowAttention<Config, AttentionWindow32Op>;
 
 // layers.1.router: model.layers.1.post_attention_layernorm, model.layers.1.post_attention_layernorm_bf16,
 //   model.layers.1.mlp.gate (and 6 more layers)
@@ -491,7 +469,7 @@ struct RouterOp {
   static constexpr u64 kOffset = ws::kRouterLogits;
   static constexpr u32 kRowsOut = 16;
   static constexpr u32 kPitch = 32;
-  static constexpr u32 kRotation = 306;
+  static constexpr u32 kRotation = 370;
   static constexpr u32 kCounter = 11;
   using Epilogue = LogitsEpilogue<RouterOp>;
 };
@@ -508,7 +486,7 @@ struct RouteOp {
   static constexpr u64 kRoutes = ws::kRoutes;
   static constexpr float kScaling = 1.0f;
   static constexpr bool kNormTopK = true;
-  static constexpr u32 kRotation = 307;
+  static constexpr u32 kRotation = 371;
   static TK_FN void topk(float* logits, float* bias, int lane, int* ids, float* weights) {
     router_topk_e16_k4(logits, bias, lane, kScaling, kNormTopK ? 1 : 0, ids, weights);
   }
@@ -535,7 +513,7 @@ struct ExpertsUpOp {
   static constexpr u64 kOffset = ws::kExpertHidden;
   static constexpr u32 kColumns = 128;
   static constexpr bool kRouted = true;
-  static constexpr u32 kRotation = 307;
+  static constexpr u32 kRotation = 371;
   static constexpr u32 kCounter = 12;
   using Epilogue = SwigluEpilogue<ExpertsUpOp>;
 };
@@ -559,7 +537,7 @@ struct ExpertsDownOp {
   static constexpr float kEps = 0.0f;
   static constexpr u64 kOffset = ws::kPartials;
   static constexpr u32 kColumns = 256;
-  static constexpr u32 kRotation = 435;
+  static constexpr u32 kRotation = 499;
   static constexpr u32 kCounter = 13;
   using Epilogue = PartialEpilogue<ExpertsDownOp>;
 };
@@ -575,7 +553,7 @@ struct MoeReduceOp {
   static constexpr u32 kUnits = 4;
   static constexpr u64 kPartials = ws::kPartials;
   static constexpr u32 kSplits = 4;
-  static constexpr u32 kRotation = 467;
+  static constexpr u32 kRotation = 531;
   static constexpr u32 kCounter = 14;
 };
 using MoeReduce = tilecc::Reduce<Config, MoeReduceOp>;
@@ -598,7 +576,7 @@ struct HeadOp {
   static constexpr float kEps = 1e-05f;
   static constexpr u64 kOffset = ws::kArgmax;
   static constexpr u32 kVocab = 4096;
-  static constexpr u32 kRotation = 471;
+  static constexpr u32 kRotation = 535;
   static constexpr u32 kCounter = 15;
   using Epilogue = ArgmaxEpilogue<HeadOp>;
 };
@@ -609,7 +587,7 @@ using Head = tilecc::Gemv<Config, HeadOp>;
 //   waits for head: counter over argmax
 struct CommitOp {
   static constexpr u64 kPartials = ws::kArgmax;
-  static constexpr u32 kRotation = 599;
+  static constexpr u32 kRotation = 663;
   static constexpr u32 kCounter = 16;
 };
 using Commit = tilecc::Commit<Config, CommitOp>;
@@ -624,6 +602,7 @@ template <Role R, class Op>
 TK_FN void run(Cx& c, u32 row, u32 id) {
   const OpRow r = tk::ld_uniform(reinterpret_cast<const OpRow*>(c.p.tables) + row);
   if (r.present == 0) return;
+  tk::opaque(c.lane);
   c.watch.op = id;
   c.watch.layer = r.layer;
   if constexpr (R == Role::kLoader) Op::loader(c, r);

@@ -4,7 +4,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from tilecc.emit.bodies.common import NEG_INF, exp, exp_from, rcp
+from tilecc.emit.bodies.common import NEG_INF, exp_from, rcp
 
 
 def softmax_online() -> Any:
@@ -28,11 +28,11 @@ def softmax_online() -> Any:
 
 
 def softmax_p() -> Any:
-    """e^(s - m) of a score under the running maximum m; 0 while nothing is visible (m = -inf)."""
+    """e^(s - m) of a score under the running maximum m; 0 for a masked score (-inf), NaN for NaN."""
 
     @T.prim_func
     def body(s: T.float32, m: T.float32) -> T.float32:
-        return T.Select(m == T.float32(NEG_INF), T.float32(0), exp(s - m))
+        return exp_from(s, m)
 
     return body
 

@@ -1,0 +1,248 @@
+"""Attention of one rank of MiMo-V2.5-Pro (16 query heads on one KV head, 192 / 128), and of small odd sizes:
+numerics against float64, bits that depend on nothing but the row, all detectors of the emulator clean.
+
+The cache is NaN wherever no row may look, so a result that is finite has looked nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.ops.attention import (
+    PRO_GLOBAL,
+    PRO_WINDOW,
+    Built,
+    Case,
+    Place,
+    Shape,
+    attend,
+    bits,
+    build,
+    check,
+    launch,
+    random_case,
+    reference,
+)
+from tilecc.runtime.devices.emu_lib import DETECT_ALL
+
+Make = Callable[..., Built]
+KV = ("bf16",)
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """`build` that compiles each shape once."""
+    done: dict[Any, Built] = {}
+
+    def made(shape: Shape, **options: Any) -> Built:
+        key = (shape, tuple((k, v if np.isscalar(v) else v.tobytes()) for k, v in sorted(options.items())))
+        if key not in done:
+            done[key] = build(tmp_path_factory.mktemp("attention") / "p", shape, **options)
+        return done[key]
+
+    return made
+
+
+def run(built: Built, case: Case, **options: Any) -> np.ndarray:
+    kernel = built.emulator(**{"detect": DETECT_ALL, **options})
+    got = attend(kernel, built, case)
+    assert kernel.device.last_report == ""  # type: ignore[attr-defined]
+    return got
+
+
+def splits(built: Built) -> int:
+    return built.constant("tile_splits")
+
+
+PLACES: dict[str, list[Place]] = {
+    "one key": [(0, 0)],
+    "around the window": [(126, 0), (127, 1), (128, 2)],
+    "draft block": [(200 + i, 1) for i in range(8)],
+    "block boundary": [(252 + i, 0) for i in range(8)],
+    "mixed": [(5, 0), (300, 1), (301, 1), (140, 2), (302, 1), (141, 2), (6, 0)],
+    "ends of the context": [(511, 0), (0, 1), (63, 2), (64, 2)],
+}
+
+
+@pytest.mark.parametrize("kv", KV)
+@pytest.mark.parametrize("shape", [PRO_WINDOW, PRO_GLOBAL], ids=["window", "global"])
+def test_numerics_at_the_shapes_of_mimo(make: Make, shape: Shape, kv: str) -> None:
+    built = make(dataclasses.replace(shape, kv=kv))
+    for name, places in PLACES.items():
+        for scale in (1.0, 8.0):  # flat and peaked softmax
+            case = random_case(built.shape, places, seed=len(name), scale=scale)
+            worst = check(run(built, case), reference(case, built.sinks, splits(built)))
+            print(f"{name}, scores of {scale}: {worst:.1e} of the largest value")
+
+
+@pytest.mark.parametrize("kv", KV)
+def test_4096_positions(make: Make, kv: str) -> None:
+    built = make(dataclasses.replace(PRO_GLOBAL, kv=kv, max_context=4104, max_seqs=1))
+    case = random_case(built.shape, [(4095, 0)])
+    check(run(built, case), reference(case, built.sinks, splits(built)))
+    ring = make(dataclasses.replace(PRO_WINDOW, kv=kv, max_context=4104, max_seqs=1))
+    case = random_case(ring.shape, [(4090 + i, 0) for i in range(6)])
+    check(run(ring, case), reference(case, ring.sinks))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kv", KV)
+def test_65536_positions(make: Make, kv: str) -> None:
+    """Four of the sixteen heads, one row: 4,096 blocks in 64 splits, chunk by chunk over several laps."""
+    shape = dataclasses.replace(PRO_GLOBAL, heads=4, kv=kv, max_context=65536, max_seqs=1)
+    built = make(shape)
+    assert splits(built) == 64
+    case = random_case(shape, [(65535, 0)])
+    check(run(built, case), reference(case, built.sinks, splits(built)))
+
+
+SMALL = [
+    Shape(8, heads=4, kv_heads=2, dim=16, v_dim=8, max_context=64, max_seqs=2),
+    Shape(33, heads=6, kv_heads=2, dim=24, v_dim=20, max_context=256, max_seqs=2),
+    Shape(300, heads=5, kv_heads=1, dim=48, v_dim=32, max_context=512, max_seqs=2),  # two rounds of blocks
+    Shape(1, heads=2, kv_heads=1, dim=8, v_dim=2, sink=False, max_context=64, max_seqs=2),
+    Shape(0, heads=8, kv_heads=4, dim=48, v_dim=32, max_context=256, max_seqs=2),
+    Shape(0, heads=3, kv_heads=3, dim=40, v_dim=24, max_context=64, max_seqs=2),
+    Shape(0, heads=2, kv_heads=1, dim=8, v_dim=2, sink=False, max_context=40, max_seqs=2),
+]
+
+
+@pytest.mark.parametrize(
+    "shape", SMALL, ids=lambda s: f"window{s.window}-{s.heads}x{s.kv_heads}-{s.dim}-{s.v_dim}"
+)
+def test_other_shapes(make: Make, shape: Shape) -> None:
+    built = make(shape)
+    last = shape.max_context - 1
+    for places in ([(0, 0)], [(last, 0), (last - 1, 0), (last // 2, 1)], [(17 + i, 1) for i in range(8)]):
+        case = random_case(shape, places, seed=3)
+        check(run(built, case), reference(case, built.sinks, splits(built)))
+
+
+@pytest.mark.parametrize(
+    "shape", [PRO_WINDOW, dataclasses.replace(PRO_GLOBAL, sink=True)], ids=["window", "global"]
+)
+def test_extreme_sinks_and_scores(make: Make, shape: Shape) -> None:
+    """Sinks that swallow everything or nothing; scores whose exponentials overflow by themselves."""
+    ends = np.array([-1e30, -200, -88, -30, 0, 30, 88, 200, 300, 1e3, -1e3, 1, 2, -2, 5, -5], np.float32)
+    built = make(shape, sinks=ends)
+    places = [(0, 0), (130, 1), (131, 1)]
+    for scale in (1.0, 60.0):
+        case = random_case(shape, places, seed=7, scale=scale)
+        check(run(built, case), reference(case, built.sinks, splits(built)))
+    # A sink above every score leaves exactly nothing.
+    certain = make(shape, sinks=np.full(16, 3e4, np.float32))
+    assert not run(certain, random_case(shape, places)).astype(np.float32).any()
+
+
+def test_equal_scores_average_the_values(make: Make) -> None:
+    """With queries of zero every visible key counts the same, so nothing may be counted twice or left out."""
+    built = make(PRO_GLOBAL)
+    case = random_case(PRO_GLOBAL, [(99, 0), (100, 0), (300, 1)])
+    case.q[:] = 0
+    got = run(built, case).astype(np.float64)
+    for row, (p, s) in enumerate(case.places):
+        mean = case.v[s, : p + 1, 0].astype(np.float64).mean(axis=0)
+        assert np.abs(got[row].reshape(16, 128) - mean).max() <= 2.0**-8 * np.abs(mean).max() + 1e-6
+
+
+def test_not_a_number_stays_where_it_is(make: Make) -> None:
+    """A NaN in a row's query or visible values reaches that row's result and no other."""
+    for built in (make(PRO_WINDOW), make(PRO_GLOBAL)):
+        case = random_case(built.shape, [(140, 0), (141, 0), (142, 1)])
+        clean = run(built, case)
+        bad = dataclasses.replace(case, q=case.q.copy(), v=case.v.copy())
+        bad.q[0, 3, 0] = np.nan
+        bad.v[1, 142, 0, 5] = np.nan
+        got = run(built, bad).astype(np.float32)
+        heads = got.reshape(3, 16, 128)
+        assert np.isnan(heads[0, 3]).all() and np.isnan(heads[2, :, 5]).all()
+        assert np.isnan(got).sum() == 128 + 16
+        assert (bits(run(built, bad)[1]) == bits(clean[1])).all()
+
+
+# ------------------------------------------------------------------------------------------------ exactness
+
+
+@pytest.mark.parametrize("kv", KV)
+@pytest.mark.parametrize("shape", [PRO_WINDOW, PRO_GLOBAL], ids=["window", "global"])
+def test_a_row_depends_on_nothing_but_itself(make: Make, shape: Shape, kv: str) -> None:
+    """Its bits are the same alone, in every column, beside any rows, on any number of CTAs, in any order."""
+    built = make(dataclasses.replace(shape, kv=kv))
+    places = [(200, 0), (201, 0), (130, 1), (202, 0), (5, 2), (203, 0), (131, 1), (6, 2)]
+    case = random_case(built.shape, places, seed=11)
+    together = bits(run(built, case))
+    for i in range(8):
+        assert (bits(run(built, case.rows(i)))[0] == together[i]).all(), f"row {i} alone"
+    rng = np.random.default_rng(1)
+    for count in range(2, 9):
+        order = [int(i) for i in rng.permutation(8)[:count]]
+        got = bits(run(built, case.rows(*order), grid=int(rng.integers(1, 9))))
+        assert (got == together[order]).all(), f"rows {order}"
+
+
+SCHEDULES = [
+    ("random", "random", 1, 3), ("random", "last", 2, 5), ("pct", "last", 3, 2), ("pct", "random", 4, 7),
+    ("round_robin", "last", 5, 1), ("pct", "last", 6, 40),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kv", KV)
+@pytest.mark.parametrize("shape", [PRO_WINDOW, PRO_GLOBAL], ids=["window", "global"])
+def test_adversarial_schedules(make: Make, shape: Shape, kv: str) -> None:
+    """Several steps a launch, so that the keys fetched before the hand-off meet the step before."""
+    built = make(dataclasses.replace(shape, kv=kv))
+    case = random_case(built.shape, [(200 + i, 0) for i in range(5)] + [(77, 1)], seed=13)
+    want = bits(run(built, case))
+    for schedule, landing, seed, grid in SCHEDULES:
+        kernel = built.emulator(grid=grid, detect=DETECT_ALL, schedule=schedule, landing=landing, seed=seed)
+        got = attend(kernel, built, case, steps=3)
+        assert (bits(got) == want).all(), (schedule, landing, seed, grid)
+
+
+@pytest.mark.parametrize("kv", KV)
+def test_bits_do_not_depend_on_where_the_ring_wraps(make: Make, kv: str) -> None:
+    """The same positions in caches of every length from the smallest legal one: each puts them elsewhere."""
+    shape = dataclasses.replace(PRO_WINDOW, kv=kv, max_seqs=1)
+    smallest = make(shape).kv_blocks
+    found = []
+    for blocks in (smallest, smallest + 1, smallest + 3):
+        built = make(shape, kv_blocks=blocks)
+        assert built.kv_blocks == blocks
+        case = random_case(shape, [(300 + i, 0) for i in range(8)], seed=17)
+        found.append(bits(run(built, case)))
+    assert all((f == found[0]).all() for f in found)
+
+
+def test_bits_do_not_depend_on_the_longest_context(make: Make) -> None:
+    """Fewer positions at most means fewer splits, of which the rest would have been empty."""
+    case = random_case(PRO_GLOBAL, [(120, 0), (121, 0)], seed=19)
+    short, long = make(dataclasses.replace(PRO_GLOBAL, max_context=128)), make(PRO_GLOBAL)
+    assert splits(short) == 2 and splits(long) == 8
+    assert (bits(run(short, case)) == bits(run(long, case))).all()
+
+
+@pytest.mark.parametrize("residue", range(16))
+def test_every_residue_of_the_ring(make: Make, residue: int) -> None:
+    """Every place of a block as the last position, after the ring has wrapped."""
+    built = make(PRO_WINDOW)
+    case = random_case(PRO_WINDOW, [(336 + residue, 0)], seed=residue)
+    check(run(built, case), reference(case, built.sinks))
+
+
+def test_rows_of_a_sequence_share_the_keys_of_a_global_layer(make: Make) -> None:
+    """Eight rows of one sequence: a global layer's blocks come once per task of four rows."""
+    for built in (make(PRO_WINDOW), make(PRO_GLOBAL)):
+        case = random_case(built.shape, [(200 + i, 0) for i in range(8)])
+        stats = launch(built.emulator(detect=DETECT_ALL), built, case).stats
+        query, block = 12 * 512, 12 * 512 + 8 * 512
+        if built.shape.window:
+            blocks = sum((200 + i) // 16 - (200 + i - 127) // 16 + 1 for i in range(8))
+            assert stats["bulk_load_bytes"] == 8 * query + blocks * block
+        else:
+            # 208 positions: 13 blocks in four splits, each split for two groups of four rows.
+            assert stats["bulk_load_bytes"] == 4 * 8 * query + 2 * 13 * block
