@@ -40,8 +40,9 @@ KERNEL_ROLES = {
 
 class LoopStats(msgspec.Struct, frozen=True, kw_only=True):
     """One main loop. Counts are warp instructions of one warp in one steady-state iteration (every wait
-    satisfied, full chunk); per-weight figures are lane instructions. The fields that are per weight, and the
-    bounds, are empty for a loop that streams no weights (attention)."""
+    satisfied, full chunk); per-weight figures are lane instructions. `waits` are tests of an mbarrier's
+    phase; inner loops other than those that poll one are counted once: `unknown_inner_loops` says how many.
+    The fields that are per weight, and the bounds, are empty for a loop without weights (attention)."""
 
     op: str
     kind: str
@@ -82,7 +83,8 @@ class LoopStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SassReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The kernel of one target. Code bytes per role and per op count every instruction once."""
+    """The kernel of one target. Code bytes per role and per op count every instruction once; `local_accesses`
+    are the instructions that touch the stack (spills, local arrays), by "role op"."""
 
     target: str
     compiler: str
@@ -92,6 +94,7 @@ class SassReport(msgspec.Struct, frozen=True, kw_only=True):
     code_bytes: int
     role_bytes: dict[str, int]
     consumer_bytes: dict[str, int]
+    local_accesses: dict[str, int]
     loops: list[LoopStats]
 
 
@@ -145,11 +148,14 @@ def sass_stats(package: Path, target: str | None = None) -> tuple[SassReport, Ma
     graph = FlowGraph(code.listing)
     roles: Counter[str] = Counter()
     ops: Counter[str] = Counter()
+    local: Counter[str] = Counter()
     for i in code.listing.instructions:
         role = attribution.role(i) or "shared"
         roles[role] += 16
         if role == "consumer":
             ops[attribution.op(i) or "between ops"] += 16
+        if i.base in ("LDL", "STL"):
+            local[f"{role} {attribution.op(i) or 'between ops'}"] += 1
     consumers = next(r.warps for r in program.roles if r.name == "consumer")
     loops = [
         _loop_stats(graph, loop, op, attribution, program, machine.name, consumers)
@@ -164,6 +170,7 @@ def sass_stats(package: Path, target: str | None = None) -> tuple[SassReport, Ma
         code_bytes=16 * len(code.listing.instructions),
         role_bytes=dict(sorted(roles.items())),
         consumer_bytes={c.name: ops[c.name] for c in program.classes if ops[c.name]},
+        local_accesses=dict(local.most_common()),
         loops=loops,
     )
     return report, code
@@ -208,7 +215,7 @@ def _loop_stats(
     if mixed:
         raise InternalError(f"the main loop of {op.name} also multiplies for {sorted(map(str, mixed))}")
     inner = [loop for loop in graph.loops if loop.header in path.inner_loops]
-    waits = sum(any(i.base in ("SYNCS", "NANOSLEEP") for i in graph.loop_code(x)) for x in inner)
+    polling = [x for x in inner if any(i.base in ("SYNCS", "NANOSLEEP") for i in graph.loop_code(x))]
     weights = weights_of(op, code)
     stalls = sum(i.control.stall for i in code)
     wavefronts = sum(shared_wavefronts(i) for i in code if i.pipe == "shared")
@@ -241,8 +248,8 @@ def _loop_stats(
         per_weight={n: WARP * pipes[n] / weights for n in PIPES if pipes[n]} if weights else {},
         stalls=stalls,
         scoreboard_waits=sum(bool(i.control.wait) for i in code),
-        waits=waits,
-        unknown_inner_loops=len(inner) - waits,
+        waits=sum(i.opcode.startswith("SYNCS.PHASECHK") for i in code),
+        unknown_inner_loops=len(inner) - len(polling),
         wavefronts=wavefronts,
         path_bytes=16 * len(code),
         loop_bytes=16 * len(graph.loop_code(loop)),

@@ -65,6 +65,8 @@ def render(report: SassReport) -> str:
     rings = ", ".join(f"{name} {size:,} B" for name, size in report.ring_bytes.items())
     roles = ", ".join(f"{name} {size:,} B" for name, size in report.role_bytes.items())
     weighing = [loop for loop in report.loops if loop.weights]
+    where = ", ".join(f"{name} {count}" for name, count in report.local_accesses.items())
+    local = [f"  instructions on the stack: {where}"] if where else []
     parts = [
         f"{k.name} for {report.target}, nvcc {report.compiler}",
         f"  {k.registers} registers, {k.stack_bytes} B stack, {k.spill_store_bytes} + {k.spill_load_bytes} B"
@@ -73,6 +75,7 @@ def render(report: SassReport) -> str:
         f"  code {report.code_bytes:,} B: {roles}",
         f"  instruction cache: {rates.l0_icache // 1024} KiB per scheduler,"
         f" {rates.l1_icache // 1024} KiB behind it",
+        *local,
         "",
         "main loops, one warp and iteration",
         table([_LOOP_HEAD, *(_loop_row(loop) for loop in report.loops)]),
