@@ -243,6 +243,13 @@ bf16_mul_add, bf16_fma = arithmetic16(BF16)
 f16_mul_add, f16_fma = arithmetic16(F16)
 
 
+def canonical(x: U32, y: U32, z: U32, w: U32) -> tuple[Array, Array]:
+    def bf16(bits: Array) -> Array:
+        return np.where(bits & 0x7FFF > 0x7F80, 0x7FFF, bits)
+
+    return np.where(np.isnan(x.view(np.float32)), 0x7FFFFFFF, x), joined(*(bf16(v) for v in halves(y)))
+
+
 # ---- bits ---------------------------------------
 
 
@@ -480,6 +487,7 @@ CASES = [
         bitwise(16, all_halves, lambda x, y, z, w: (from_e4m3(x), from_e5m2(x))),
     ),
     case("fp4_and_e8m0", "e2m1x2_to_f16x2 e8m0x2_to_bf16x2", bitwise(17, all_halves, fp4_and_scales)),
+    case("canonical", "canonical canonical_bf16x2", bitwise(25, floats(25, -2, 2), canonical)),
     case("prmt", "prmt popc", bitwise(18, bit_words(18), prmt_popc)),
     case(
         "lop3_maj_xor",

@@ -71,7 +71,7 @@ def chain_launch(kind: int, grid: int = 4) -> Launch:
     after = start.copy()
     after[0 : 32 * grid : 32] += 1
     after[2048:] = sums.reshape(-1)
-    if kind == 4:
+    if kind in (4, 6):
         after[1 : 32 * grid : 32] = 0x80000001
 
     def check(out: NDArray[np.uint8], work: NDArray[np.uint8]) -> Verdict:
@@ -80,6 +80,30 @@ def chain_launch(kind: int, grid: int = 4) -> Launch:
     return Launch(
         raw(data), data.nbytes, check, 5, data.size, (kind,), work=raw(start), grid=grid, smem=SYNC_SMEM
     )
+
+
+def words_launch(op: int, grid: int = 4) -> Launch:
+    """Words of 32 or 64 bits that CTAs hand on: running sums; the inboxes hold poison again afterwards."""
+    per, dtype = 128, {7: np.uint32, 8: np.uint64}[op]
+    data = words(op, grid * per)
+    want = np.cumsum(change(data).view(dtype).reshape(grid, -1), axis=0, dtype=dtype)
+    inboxes = np.full((grid + 1) * per, 0x7FFFDEAD, np.uint32)
+
+    def check(out: NDArray[np.uint8], work: NDArray[np.uint8]) -> Verdict:
+        return both(exact(want, out), exact(inboxes, work))
+
+    return Launch(raw(data), data.nbytes, check, op, data.size, work=raw(inboxes), grid=grid, smem=SYNC_SMEM)
+
+
+def within_cta_launch(grid: int = 4) -> Launch:
+    data = words(9, grid * 256)
+    want = change(data)
+    start = np.zeros(2048 + data.size, np.uint32)
+    start[0 : 32 * grid : 32] = 0x80000000
+    return Launch(
+        raw(data), data.nbytes, lambda out, _: exact(want, out), 9, data.size, work=raw(start), grid=grid,
+        smem=SYNC_SMEM,
+    )  # fmt: skip
 
 
 # ---- copies ---------------------------------------
@@ -130,6 +154,7 @@ STORES = "stg_u8 stg_u16 stg32 stg64 stg128 stg_f32 stg_i32"
 SHARED = "lds_u8 lds_u16 lds32 lds64 lds128 lds_f32 sts_u8 sts_u16 sts32 sts64 sts128 sts_f32"
 HINTS = "ldg_nc128_noalloc ldg_nc128_stream ldg_nc128_hint l2_evict_first l2_evict_last"
 ACCESSES = tuple(f"{LOADS} {STORES} {SHARED} {HINTS} smem_base smem_region".split())
+WORDS = ("ld_word", "poll_word", "push_word", "poison_word")
 CP_ASYNC = ("cp_async16", "cp_async16_zfill", "cp_async_commit", "cp_async_wait")
 COUNTERS = {
     0: ("red_release", "wait_ge"),
@@ -137,6 +162,9 @@ COUNTERS = {
     2: ("red_relaxed", "fence_gpu", "wait_ge"),
     3: ("atom_add_acqrel", "wait_ge"),
     4: ("ld_acquire", "nanosleep", "red_release"),
+    5: ("red_release<kSys>", "wait_ge<kSys>"),
+    6: ("st_relaxed", "ld_relaxed", "wait_ge_relaxed", "fence"),
+    7: ("red_relaxed<kSys>", "wait_ge_relaxed<kSys>", "fence<kSys>"),
 }
 
 CASES = [
@@ -156,6 +184,9 @@ CASES = [
         Case(f"sync.{names[0]}", "sync", names, lambda kind=kind: chain_launch(kind))
         for kind, names in COUNTERS.items()
     ),
+    Case("sync.words_u32", "sync", WORDS, lambda: words_launch(7)),
+    Case("sync.words_u64_sys", "sync", WORDS, lambda: words_launch(8)),
+    Case("sync.cta_scope", "sync", ("red_release<kCta>", "wait_ge<kCta>"), within_cta_launch),
     Case("sync.setmaxnreg", "sync", ("setmaxnreg_dec", "setmaxnreg_inc"), lambda: sync_launch(6, 2, 2)),
     *(
         Case(f"copy.cp_async_{cut}", "copy", CP_ASYNC, lambda cut=cut: stream_launch(cut))

@@ -55,7 +55,15 @@ def test_every_primitive_is_judged() -> None:
 
 
 def primitives() -> set[str]:
-    helpers = {"global_timer", "give_up", "mbar_try", "mbar_try_cluster", "global_address"}
+    helpers = {
+        "global_timer",
+        "clock32",
+        "poll_word_of",
+        "give_up",
+        "mbar_try",
+        "mbar_try_cluster",
+        "global_address",
+    }
     names: set[str] = set()
     for header in sorted(Path(DEVICE_HEADERS).glob("tk_ptx*.cuh")):
         text = header.read_text()

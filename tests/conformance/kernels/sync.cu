@@ -95,7 +95,18 @@ TK_FN void chain(const ConformanceParams& p) {
   uint8_t* from = p.work + 8192 + 4 * words * (c - 1);
   if (warp() == 0) {
     if (c > 0) {
-      wait_ge(counter - 32, 0x80000001u, w);  // the counters start at 0x80000000
+      // The counters start at 0x80000000.
+      if (kind == 5) {
+        wait_ge<Scope::kSys>(counter - 32, 0x80000001u, w);
+      } else if (kind == 6) {
+        wait_ge_relaxed(counter - 32, 0x80000001u, w);
+        fence<Scope::kGpu>();
+      } else if (kind == 7) {
+        wait_ge_relaxed<Scope::kSys>(counter - 32, 0x80000001u, w);
+        fence<Scope::kSys>();
+      } else {
+        wait_ge(counter - 32, 0x80000001u, w);
+      }
       syncwarp();
     }
     for (u32 i = lane(); i < words; i += 32) {
@@ -113,11 +124,59 @@ TK_FN void chain(const ConformanceParams& p) {
       red_relaxed(counter, 1);
     }
     if (kind == 3) atom_add_acqrel(counter, 1);
+    if (kind == 5) red_release<Scope::kSys>(counter, 1);
+    if (kind == 6) {
+      fence<Scope::kGpu>();
+      st_relaxed(counter, 0x80000001u);
+      if (elect()) stg32(p.work + 4 * (32 * c + 1), ld_relaxed(counter));
+    }
+    if (kind == 7) {
+      fence<Scope::kSys>();
+      red_relaxed<Scope::kSys>(counter, 1);
+    }
     if (kind == 4) {
       nanosleep(100);
       red_release(counter, 1);
       if (elect()) stg32(p.work + 4 * (32 * c + 1), ld_acquire(counter));
     }
+  }
+}
+
+// CTA c polls its inbox in work, adds its own word, pushes the sum to CTA c+1, and poisons its inbox again.
+template <Scope S, class Word>
+TK_FN void pass_words(const ConformanceParams& p, Word poison, bool first) {
+  const u32 c = cta(), words = p.n / ncta();
+  const Watch w{p.status, 0, p.op, 0, c};
+  Word* inbox = reinterpret_cast<Word*>(p.work + 4 * words * c);
+  Word* next = reinterpret_cast<Word*>(p.work + 4 * words * (c + 1));
+  for (u32 i = lane(); i < 4 * words / sizeof(Word); i += 32) {
+    Word sum = 0;
+    for (u32 part = 0; part < sizeof(Word) / 4; part++) {
+      const u32 j = c * words + i * (static_cast<u32>(sizeof(Word)) / 4) + part;
+      sum |= static_cast<Word>(change(ldg_nc32(p.in + 4 * j), j)) << (32 * part);
+    }
+    if (!first) sum += poll_word<S>(inbox + i, poison, w);
+    if (c + 1 < ncta()) push_word<S>(next + i, sum);
+    if (!first) poison_word(inbox + i, poison);
+    for (u32 part = 0; part < sizeof(Word) / 4; part++)
+      stg32(p.out + 4 * (c * words + i * (static_cast<u32>(sizeof(Word)) / 4) + part), static_cast<u32>(sum >> (32 * part)));
+  }
+}
+
+// Warp 0 writes, warp 1 reads, by a counter at CTA scope.
+TK_FN void within_cta(const ConformanceParams& p) {
+  const Watch w{p.status, 0, p.op, 0, cta()};
+  u32* counter = reinterpret_cast<u32*>(p.work) + 32 * cta();
+  uint8_t* data = p.work + 8192;
+  const u32 words = p.n / ncta(), start = cta() * words;
+  if (warp() == 0) {
+    for (u32 i = lane(); i < words; i += 32) stg32(data + 4 * (start + i), change(ldg_nc32(p.in + 4 * (start + i)), start + i));
+    syncwarp();
+    red_release<Scope::kCta>(counter, 1);
+  } else if (warp() == 1) {
+    wait_ge<Scope::kCta>(counter, 0x80000001u, w);
+    syncwarp();
+    for (u32 i = lane(); i < words; i += 32) stg32(p.out + 4 * (start + i), ldg32(data + 4 * (start + i)));
   }
 }
 
@@ -152,6 +211,9 @@ TK_KERNEL(conformance_sync, 256)(TK_GRID_CONST ConformanceParams p) {
     case 3: exchange(p, true); break;
     case 4: exchange(p, false); break;
     case 5: chain(p); break;
+    case 7: if (warp() == 0) pass_words<Scope::kGpu, u32>(p, 0x7fffdeadu, cta() == 0); break;
+    case 8: if (warp() == 0) pass_words<Scope::kSys, u64>(p, 0x7fffdead7fffdeadull, cta() == 0); break;
+    case 9: within_cta(p); break;
     default: registers(p); break;
   }
 }
