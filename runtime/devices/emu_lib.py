@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 ROUND_ROBIN, RANDOM, PCT = 0, 1, 2
 LAND_AT_ONCE, LAND_RANDOM, LAND_LAST = 0, 1, 2
 READ_ONLY, UNINITIALISED, INITIALISED = 0, 1, 2
@@ -37,7 +37,7 @@ DETECTORS = {
 SCHEDULES = {"round_robin": ROUND_ROBIN, "random": RANDOM, "pct": PCT}
 LANDINGS = {"at_once": LAND_AT_ONCE, "random": LAND_RANDOM, "last": LAND_LAST}
 
-_COUNTS, _ROLES = 32, 16
+_COUNTS, _ROLES = 48, 16
 _REPORT_BYTES = 1 << 18
 
 
@@ -164,6 +164,34 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class BankSite:
+    """A source position ``file:line:col``, the primitive that accesses shared memory there, and the role."""
+
+    place: str
+    primitive: str
+    role: str
+
+
+@dataclass(frozen=True)
+class BankCounts:
+    """``accesses`` of whole warps, the ``wavefronts`` they take, and ``ideal`` ones without conflicts."""
+
+    accesses: int = 0
+    wavefronts: int = 0
+    ideal: int = 0
+
+    @property
+    def extra(self) -> int:
+        """Wavefronts that bank conflicts add."""
+        return self.wavefronts - self.ideal
+
+    def __add__(self, other: BankCounts) -> BankCounts:
+        return BankCounts(
+            self.accesses + other.accesses, self.wavefronts + other.wavefronts, self.ideal + other.ideal
+        )
+
+
+@dataclass(frozen=True)
 class Stats:
     """Counts of one or more launches: totals and per role, by name of the primitive or of the traffic kind
     (bytes). Launches add up with ``+``."""
@@ -173,6 +201,8 @@ class Stats:
     landings: int
     total: dict[str, int]
     roles: dict[str, dict[str, int]] = field(default_factory=dict)
+    banks: dict[BankSite, BankCounts] = field(default_factory=dict)
+    """Shared-memory accesses by source position, counted with DETECT_BANKS alone."""
 
     @classmethod
     def zero(cls) -> Stats:
@@ -189,6 +219,10 @@ class Stats:
             self.landings + other.landings,
             _sum(self.total, other.total),
             roles,
+            {
+                site: self.banks.get(site, BankCounts()) + other.banks.get(site, BankCounts())
+                for site in self.banks | other.banks
+            },
         )
 
 
@@ -220,6 +254,7 @@ class EmulatorLibrary:
         self.path = path
         self._lib = ctypes.CDLL(str(path))
         self._lib.tk_emu_count_name.restype = ctypes.c_char_p
+        self._lib.tk_emu_bank_sites.restype = ctypes.c_char_p
         self._lib.tk_emu_launch.argtypes = [
             ctypes.POINTER(_Options),
             ctypes.c_char_p,
@@ -261,14 +296,21 @@ class EmulatorLibrary:
             report,
             _REPORT_BYTES,
         )
-        return LaunchResult(status, report.value.decode(errors="replace"), self._stats(stats))
+        return LaunchResult(status, report.value.decode(errors="replace"), self._stats(stats, options.detect))
 
-    def _stats(self, s: _Stats) -> Stats:
+    def _stats(self, s: _Stats, detect: int) -> Stats:
         def named(counts: Sequence[int]) -> dict[str, int]:
             return {name: int(counts[i]) for i, name in self._count_names}
 
         roles = {s.roles[r].name.decode(): named(s.roles[r].counts) for r in range(s.n_roles)}
-        return Stats(s.switches, s.preemptions, s.landings, named(s.counts), roles)
+        banks = parse_banks(self._lib.tk_emu_bank_sites().decode()) if detect & DETECT_BANKS else {}
+        return Stats(s.switches, s.preemptions, s.landings, named(s.counts), roles, banks)
+
+
+def parse_banks(listing: str) -> dict[BankSite, BankCounts]:
+    """Read what ``tk_emu_bank_sites`` returns."""
+    rows = [line.split("\t") for line in listing.splitlines()]
+    return {BankSite(*row[:3]): BankCounts(*map(int, row[3:])) for row in rows}
 
 
 _HEAD = re.compile(r"^error\[(TC\d{4})\]: (.*)$")

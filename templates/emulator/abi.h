@@ -2,8 +2,8 @@
 #pragma once
 #include <stdint.h>
 
-#define TK_EMU_ABI_VERSION 3u
-#define TK_EMU_MAX_COUNTS 32
+#define TK_EMU_ABI_VERSION 4u
+#define TK_EMU_MAX_COUNTS 48
 #define TK_EMU_MAX_ROLES 16
 
 enum { TK_EMU_ROUND_ROBIN = 0, TK_EMU_RANDOM = 1, TK_EMU_PCT = 2 };
@@ -58,6 +58,10 @@ int tk_emu_launch(const struct tk_emu_options*, const void* params, uint64_t par
                   const struct tk_emu_buffer*, int n_buffers, struct tk_emu_stats*, char* report,
                   int report_bytes);
 const char* tk_emu_count_name(int index);
+// Shared-memory accesses of the last launch with TK_EMU_DETECT_BANKS, by source position: lines of
+// file:line:column, primitive, role, warp accesses, wavefronts, wavefronts without conflicts; tabs between. Valid until
+// the next launch.
+const char* tk_emu_bank_sites(void);
 // A tensor map for the kernel's parameters (struct tilecc_tensor of tilecc_tensor.h -> 128 bytes). 0, or 1 and why not.
 int tk_emu_encode_map(const struct tilecc_tensor*, void* map, char* message, int message_bytes);
 #ifdef __cplusplus

@@ -137,12 +137,14 @@ void check_exit(WarpState* warp) {
 
 void fence_proxy_async(Site) {
   preempt_point();
-  count(kFence);
+  count(kFenceProxy);
   if (engine->races) fence_async_proxy();
 }
 
 void prefetch_l2(const void* src, uint32_t bytes, Site site) {
   preempt_point();
+  count(kPrefetch);
+  count(kPrefetchBytes, bytes);
   if (!bytes || bytes % 16)
     fatal("TC0905", text("%s: prefetch_l2 of %u bytes; the size must be a multiple of 16", who_now().c_str(), bytes),
           site);

@@ -19,6 +19,7 @@ void cp_async(uint32_t dst, const void* src, uint32_t bytes, const char* what, S
   preempt_point();
   CtaState* cta = my_cta();
   count(kCpAsync);
+  count(kCpAsyncBytes, bytes);
   if (bytes > 16)
     fatal("TC0905", text("%s: %s of %u bytes; at most 16", who_now().c_str(), what, bytes), site);
   smem_range(cta, dst, 16, 16, what, site);

@@ -149,7 +149,7 @@ void counter_store(uint32_t* p, uint32_t v, tk::Scope scope, bool release, Site 
 
 void fence(tk::Scope scope, Site site) {
   preempt_point();
-  count(kFence);
+  count(scope == tk::Scope::kCta ? kFenceCta : scope == tk::Scope::kGpu ? kFenceGpu : kFenceSystem);
   if (engine->races) fence_threads(scope, site);
 }
 

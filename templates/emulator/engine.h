@@ -281,6 +281,10 @@ const Buffer* global_range(const void* p, uint64_t bytes, uint32_t align, bool w
 std::string smem_name(CtaState* cta, uint32_t addr);
 std::string global_name(const void* p);
 
+// banks.cpp
+void start_banks();
+void finish_banks();             // after the last thread has returned
+
 // report.cpp
 std::string text(const char* format, ...) __attribute__((format(printf, 1, 2)));
 std::string place(Site site);

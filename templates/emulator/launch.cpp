@@ -172,9 +172,11 @@ int launch(const tk_emu_options& options, const void* params, uint64_t params_by
   e.races = options.detect & TK_EMU_DETECT_RACES;
   e.uninitialised = options.detect & TK_EMU_DETECT_UNINIT;
   e.parity = options.detect & TK_EMU_DETECT_PARITY;
+  banks_on = options.detect & TK_EMU_DETECT_BANKS;
   shadow_on = e.races || e.uninitialised;
   Clock::set_ctas(options.grid * options.ranks);
   set_up_ctas(e);
+  if (banks_on) start_banks();
   if (shadow_on) set_up_shadow(e);
   size_t arena_bytes = 0;
   char* arena = set_up_threads(e, arena_bytes);
@@ -188,6 +190,7 @@ int launch(const tk_emu_options& options, const void* params, uint64_t params_by
   run_all();
   munmap(arena, arena_bytes);
   for (MBarrier* b : e.barriers) delete b;
+  if (banks_on) finish_banks();
   collect(e, stats);
   report = e.report;
   engine = nullptr;

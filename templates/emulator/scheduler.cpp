@@ -10,6 +10,7 @@ Engine* engine = nullptr;
 Fiber* cur = nullptr;
 bool preempt_on = false;
 bool shadow_on = false;
+bool banks_on = false;
 Window window[kWindows];
 
 // xorshift64*: the only source of randomness of a run.

@@ -19,6 +19,7 @@ TK_ALWAYS uint8_t* smem_at(uint32_t addr, uint32_t bytes, bool write, const char
       smem_slow(addr, bytes, what, site);
   }
   if (TK_UNLIKELY(shadow_on)) shadow_smem(addr, bytes, write, what, site);
+  if (TK_UNLIKELY(banks_on)) bank_access(addr, bytes, what, site);
   return cta->smem + o;
 }
 

@@ -17,8 +17,9 @@ constexpr int kLanes = 32;
 enum Count : int {
   kMma, kShfl, kSyncwarp, kBarrier, kMbarWait, kMbarArrive, kCounterWait, kCounterSignal,
   kLds, kSts, kLdsBytes, kStsBytes, kLdg, kStg, kLdgBytes, kStgBytes,
-  kBulkLoad, kBulkStore, kBulkLoadBytes, kBulkStoreBytes, kFence, kMath, kBankConflicts, kMatrixMove,
-  kWgmma, kTma, kCpAsync, kReserved0, kReserved1, kReserved2, kWordPoll, kWordPush,
+  kBulkLoad, kBulkStore, kBulkLoadBytes, kBulkStoreBytes, kFenceProxy, kMath, kBankConflicts, kMatrixMove,
+  kWgmma, kTma, kCpAsync, kSmemWavefronts, kPrefetch, kPrefetchBytes, kWordPoll, kWordPush,
+  kFenceCta, kFenceGpu, kFenceSystem, kCpAsyncBytes,
   kCounts
 };
 
@@ -73,6 +74,7 @@ enum WindowKind : int { kReadWindow, kReadOnlyWindow, kWriteWindow, kUniformWind
 extern TK_HIDDEN Fiber* cur;             // running fiber
 extern TK_HIDDEN bool preempt_on;
 extern TK_HIDDEN bool shadow_on;         // some detector wants to see every access
+extern TK_HIDDEN bool banks_on;          // bank conflicts are counted
 extern TK_HIDDEN Window window[kWindows];
 
 TK_HIDDEN void preempt_slow();
@@ -81,6 +83,8 @@ TK_HIDDEN void add_to_ready(Warp* warp);
 [[noreturn]] TK_HIDDEN void diverged(Warp* warp, const char* what, Site site);
 TK_HIDDEN void smem_slow(uint32_t addr, uint32_t bytes, const char* what, Site site);
 TK_HIDDEN void global_slow(WindowKind kind, const void* p, uint32_t bytes, const char* what, Site site);
+TK_HIDDEN void bank_access(uint32_t addr, uint32_t bytes, const char* what, Site site);
+TK_HIDDEN void bank_flush(Warp* warp);   // the lanes have met: what is not complete never will be
 TK_HIDDEN void shadow_smem(uint32_t addr, uint32_t bytes, bool write, const char* what, Site site);
 TK_HIDDEN void shadow_global(const void* p, uint32_t bytes, bool write, const char* what, Site site);
 
@@ -111,6 +115,7 @@ TK_ALWAYS void collective(void* argument, const char* what, Site site, Work&& wo
   warp->slot[self->lane] = argument;
   warp->arrived |= 1u << self->lane;
   if (warp->arrived == 0xffffffffu) {
+    if (TK_UNLIKELY(banks_on)) bank_flush(warp);
     work(warp);
     return;
   }

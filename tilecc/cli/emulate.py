@@ -14,13 +14,14 @@ from tilecc.diag import CATALOGUE, Diagnostic, error, render, to_json
 
 if TYPE_CHECKING:
     from tilecc.runtime.campaign import Campaign, Group, Setting
-    from tilecc.runtime.devices.emu_lib import Stats
+    from tilecc.runtime.devices.emu_lib import BankCounts, BankSite, Stats
     from tilecc.runtime.engine import Engine
 
 DEFAULT_PROMPT = 12
 """Tokens of the prompt when none is given: one step of 8 rows and one of 4."""
 
 SHOWN_SEEDS = 12
+SHOWN_SITES = 10
 
 
 def emulate_command(
@@ -179,6 +180,17 @@ def _stats(stats: Stats) -> dict[str, Any]:
         "landings": stats.landings,
         "total": {name: n for name, n in stats.total.items() if n},
         "roles": {role: {k: v for k, v in counts.items() if v} for role, counts in stats.roles.items()},
+        "banks": [
+            {
+                "place": site.place,
+                "primitive": site.primitive,
+                "role": site.role,
+                "accesses": counts.accesses,
+                "wavefronts": counts.wavefronts,
+                "extra": counts.extra,
+            }
+            for site, counts in _worst_first(stats)
+        ],
     }
 
 
@@ -203,6 +215,7 @@ def _text(facts: dict[str, Any], campaign: Campaign, package: Path) -> str:
         lines = [f"seeds {_listed(a['seeds'])}: {a['tokens']}" for a in facts["answers"]]
         parts.append("different tokens\n" + "\n".join(lines))
     parts.append(_counts_table(campaign.stats))
+    parts.append(_banks_table(campaign.stats))
     if facts["reproduce"]:
         parts.append(f"the first bad run again:\n  {facts['reproduce']}")
     return "\n\n".join(p for p in parts if p) + "\n"
@@ -241,6 +254,26 @@ def _counts_table(stats: Stats) -> str:
         for row in [head, *rows]
     ]
     return "\n".join(lines)
+
+
+def _worst_first(stats: Stats) -> list[tuple[BankSite, BankCounts]]:
+    return sorted(stats.banks.items(), key=lambda item: (-item[1].extra, item[0].place, item[0].role))
+
+
+def _banks_table(stats: Stats) -> str:
+    """Positions with bank conflicts, worst first."""
+    if not stats.banks:
+        return ""
+    rows = [
+        f"  {c.extra:,} extra wavefronts of {c.wavefronts:,} at {s.place} ({s.primitive}, {s.role})"
+        for s, c in _worst_first(stats)
+        if c.extra
+    ]
+    accesses = sum(c.accesses for c in stats.banks.values())
+    head = f"bank conflicts: {sum(c.extra for c in stats.banks.values()):,} extra wavefronts of"
+    head += f" {sum(c.wavefronts for c in stats.banks.values()):,} in {accesses:,} warp accesses"
+    more = [f"  and {len(rows) - SHOWN_SITES} more positions (--json)"] if len(rows) > SHOWN_SITES else []
+    return "\n".join([head, *rows[:SHOWN_SITES], *more])
 
 
 def _verdict(campaign: Campaign) -> str:
