@@ -14,6 +14,7 @@
 #include "abi.h"
 #include "clocks.h"
 #include "shadow.h"
+#include "switch.h"
 #include "tk_prim.cuh"
 
 namespace tk_emu {
@@ -40,6 +41,7 @@ struct Thread : Fiber {
   Site site;
   WatchCopy watch;
   char* stack_low = nullptr;
+  size_t stack_bytes = 0;
   std::vector<ThreadCopy> copies;  // cp_async, oldest first
   uint64_t copy_groups = 0;               // committed so far
 };
@@ -218,6 +220,7 @@ struct Engine {
   std::vector<WarpState*> ready_list;  // warps with a lane that can run
   std::vector<uint64_t> ready_bits;    // the same, as a set ordered by warp number
   Thread main_thread;
+  StackBounds main_stack;              // known to a sanitizer alone
   std::vector<const void*> params;     // per rank
   uint64_t random = 0;
   uint64_t next_priority_change = 0;

@@ -109,7 +109,8 @@ char* set_up_threads(Engine& e, size_t& bytes) {
     t.stack_low = low + kPage;
     // Stack tops at different offsets in their pages: 32 lanes at equal depth do not share cache sets.
     const size_t colour = (i * 832) % kPage & ~static_cast<size_t>(63);
-    t.sp = make_stack(t.stack_low, kStack + kPage - colour, thread_main);
+    t.stack_bytes = kStack + kPage - colour;
+    t.sp = make_stack(t.stack_low, t.stack_bytes, thread_main);
     t.lane = static_cast<uint32_t>(i % kLanes);
     t.warp = &e.warps[i / kLanes];
     t.cta = t.warp->cta;
@@ -188,6 +189,7 @@ int launch(const tk_emu_options& options, const void* params, uint64_t params_by
   e.main_thread.warp = &e.warps[0];
   cur = &e.main_thread;
   run_all();
+  forget_stacks(arena, arena_bytes);
   munmap(arena, arena_bytes);
   for (MBarrier* b : e.barriers) delete b;
   if (banks_on) finish_banks();

@@ -11,7 +11,7 @@ static const char* const kCountNames[kCounts] = {
     "lds", "sts", "lds_bytes", "sts_bytes", "ldg", "stg", "ldg_bytes", "stg_bytes",
     "bulk_load", "bulk_store", "bulk_load_bytes", "bulk_store_bytes", "fence_proxy", "math", "bank_conflicts",
     "matrix_move", "wgmma", "tma", "cp_async", "smem_wavefronts", "prefetch", "prefetch_bytes", "word_poll", "word_push",
-    "fence_cta", "fence_gpu", "fence_system", "cp_async_bytes"};
+    "fence_cta", "fence_gpu", "fence_system", "fence_wgmma", "cp_async_bytes"};
 
 extern "C" __attribute__((visibility("default"))) const char* tk_emu_count_name(int index) {
   return index >= 0 && index < kCounts ? kCountNames[index] : "";

@@ -56,7 +56,11 @@ static inline void jump(Fiber* to) {
   if (to == from) return;
   engine->stats.switches++;
   cur = to;
+  void* fake = nullptr;
+  const Thread* thread = static_cast<const Thread*>(to);
+  leave_stack(&fake, to == &engine->main_thread ? engine->main_stack : StackBounds{thread->stack_low, thread->stack_bytes});
   switch_stack(&from->sp, to->sp);
+  enter_stack(fake, nullptr);
 }
 
 static inline Fiber* thread_of(Warp* warp, uint32_t lane) { return &engine->threads[warp->number * kLanes + lane]; }
@@ -166,6 +170,9 @@ void stop() {
 
 // Body of every fiber.
 void thread_main() {
+  StackBounds left;
+  enter_stack(nullptr, &left);
+  if (!engine->main_stack.low) engine->main_stack = left;  // the first fiber is entered from the host's stack
   tk_emu_kernel_entry(engine->params[cur->cta->rank]);
   WarpState* warp = my_warp();
   if (warp->arrived)

@@ -206,7 +206,7 @@ void wgmma_issue(Warp* issuing, int columns, bool fp8, const char* what, Site si
 
 void wgmma_fence(Site site) {
   collective(nullptr, "wgmma_fence", site, [](Warp* w) {
-    w->counts[kFence]++;
+    w->counts[kFenceWgmma]++;
     state_of(static_cast<WarpState*>(w)).fenced = true;
     release_all(w);
   });

@@ -19,7 +19,7 @@ enum Count : int {
   kLds, kSts, kLdsBytes, kStsBytes, kLdg, kStg, kLdgBytes, kStgBytes,
   kBulkLoad, kBulkStore, kBulkLoadBytes, kBulkStoreBytes, kFenceProxy, kMath, kBankConflicts, kMatrixMove,
   kWgmma, kTma, kCpAsync, kSmemWavefronts, kPrefetch, kPrefetchBytes, kWordPoll, kWordPush,
-  kFenceCta, kFenceGpu, kFenceSystem, kCpAsyncBytes,
+  kFenceCta, kFenceGpu, kFenceSystem, kFenceWgmma, kCpAsyncBytes,
   kCounts
 };
 

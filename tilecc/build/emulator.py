@@ -34,6 +34,8 @@ COMMON_FLAGS = (
     "-fvisibility=hidden",
 )
 OPTIMISE_FLAGS = ("-O2", "-fvect-cost-model=dynamic", "-march=native")
+FLAGS_VARIABLE = "TILECC_EMULATOR_FLAGS"
+"""Environment variable with further options of the host compiler, for sanitizers and coverage."""
 
 
 def cache_dir() -> Path:
@@ -71,7 +73,7 @@ def build_emulator_kernel(
     Raises TC0503 without a compiler, TC0504 when the text does not compile, and TC0602 when ``include`` holds
     the emulated primitives of another version than the runtime.
     """
-    library_flags = (*COMMON_FLAGS, *flags)
+    library_flags = (*COMMON_FLAGS, *flags, *os.environ.get(FLAGS_VARIABLE, "").split())
     _check_primitives(include)
     headers = sorted(p for p in include.iterdir() if p.suffix in (".h", ".cuh"))
     runtime = _runtime_objects(include, library_flags)
@@ -153,7 +155,9 @@ def _digest(files: Iterable[Path], words: Iterable[str]) -> str:
 
 
 def _run(command: Sequence[str], source: Path) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # A sanitizer that is preloaded into this process is not meant for the compiler.
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode == 0:
         return
     lines = done.stderr.strip().splitlines()
