@@ -15,50 +15,46 @@ from benchmarks.micro.device import Machine
 def latency_costs(m: Machine, s: Scale) -> Iterator[Cost]:
     full = s.name == "full"
     background = [(0, 0), (4, 16 * KIB), (8, 16 * KIB)] if full else [(0, 0), (2, 4 * KIB)]
+    most = 200_000 if full else 4000
     half = m.data_bytes // 2
     region = min(half, 1 << 30)
     launch = 0
     for size in (128, 4 * KIB, 16 * KIB, 32 * KIB) if full else (128, 4 * KIB):
-        for where in ("l2", "hbm"):
+        for where in ("l2", "hbm", "hbm_far"):
             for stages, each in background:
                 runs = []
                 for _ in range(s.launches):
                     launch += 1
-                    # In HBM: places 4 MiB + 32 KiB apart, another column of them in every launch.
-                    stride = (4 * MIB + 32 * KIB if full else 8 * KIB) if where == "hbm" else 0
-                    span = (
-                        (m.data_bytes - half - 33 * KIB * (s.launches * 32) - stride)
-                        if full
-                        else half - 32 * KIB
-                    )
-                    offset = launch * 40 * KIB if full and where == "hbm" else 0
+                    # HBM: every copy from another place, and other places in every launch.
+                    stride = {"l2": 0, "hbm": 128 * KIB, "hbm_far": 4 * MIB + 32 * KIB}[where]
+                    offset = {"l2": 0, "hbm": launch % 64 * 4 * MIB, "hbm_far": launch * 40 * KIB}[where]
+                    span = m.data_bytes // 4
+                    if not full:
+                        stride, offset, span = min(stride, 8 * KIB), 0, half - 32 * KIB
                     run = m.launch(
                         "copy",
                         "latency",
                         grid=m.sms if stages else 1,
                         smem=KIB + max(size, stages * each),
                         cooperative=bool(stages),
-                        rounds=200_000 if full else 4000,
+                        rounds=most,
                         samples=s.samples,
                         size=size,
                         stages=stages,
                         offset=offset,
                         nbytes=region if full else half,
                         a=stride,
-                        b=max(span, 1) // 128 * 128,
+                        b=span,
                         c=each or size,
                     )
                     require(not run.sums[:, 0].any(), "latency", "words differ from the pattern")
                     if stages:
-                        require(
-                            bool((run.sums[1:, 1] < (200_000 if full else 4000)).all()),
-                            "latency",
-                            "load ended early",
-                        )
+                        require(bool((run.sums[1:, 1] < most).all()), "latency", "the load ended early")
                     # The first copy of a launch brings an L2 line in, and warms the page tables.
                     runs.append((run, run.times[0, 1:] if s.samples > 1 else run.times[0]))
                 load = f"loaded_{stages * each // KIB}k" if stages else "idle"
-                what = f"one bulk copy of {size} bytes from {where.upper()}, issue to mbarrier wait"
+                place = {"l2": "L2", "hbm": "HBM, 128 KiB on", "hbm_far": "HBM, 4 MiB on"}[where]
+                what = f"one bulk copy of {size} bytes from {place}, issue to mbarrier wait"
                 what += (
                     f", the other SMs stream with {stages * each // KIB} KiB in flight"
                     if stages
@@ -78,13 +74,14 @@ def chain(lines: int, hops: int, seed: int) -> NDArray[np.uint32]:
 
 def chase_costs(m: Machine, s: Scale) -> Iterator[Cost]:
     full = s.name == "full"
+    most = 200_000 if full else 4000
     l2 = 8 * MIB if full else 32 * KIB
     cases = [("l1", 64 * 128, 64, 64, 0), ("l2", l2, s.chain, s.chain, 0)]
     if full:
         cases += [("hbm_64m", 64 * MIB, 4096, 0, 0), ("hbm_512m", 512 * MIB, 4096, 0, 0)]
-        cases += [("l2_loaded", 128 * KIB, 1024, 1024, 4), ("hbm_loaded", 512 * MIB, 4096, 0, 4)]
+        cases += [("l2_loaded", 16 * 128, 16, 64, 4), ("hbm_loaded", 512 * MIB, 4096, 0, 4)]
     else:
-        cases += [("hbm_loaded", l2, s.chain, 0, 2)]
+        cases += [("l2_loaded", 16 * 128, 16, 64, 2), ("hbm_loaded", l2, s.chain, 0, 2)]
     each = 16 * KIB if full else 4 * KIB
     for name, footprint, hops, warm, stages in cases:
         memory = chain(footprint // 128, hops, footprint)
@@ -110,6 +107,8 @@ def chase_costs(m: Machine, s: Scale) -> Iterator[Cost]:
                 samples=s.samples,
                 stages=stages,
                 nbytes=m.data_bytes // 2,
+                size=most,
+                a=int(name == "l2_loaded"),
                 b=warm,
                 c=each,
                 upload=upload,
@@ -117,9 +116,11 @@ def chase_costs(m: Machine, s: Scale) -> Iterator[Cost]:
             )
             at = int(path[(warm + rounds * s.samples) % hops])
             require(int(run.sums[0, 0]) == at, "chase", run.sums[0, 0])
+            require(bool((run.sums[1:, 1] < most).all()) and not run.sums[1:, 0].any(), "chase", run.sums[1:])
             runs.append((run, run.times[0]))
         where = {"l1": "L1", "l2": "L2", "l2_loaded": "L2 under load"}.get(name, "HBM")
-        what = f"dependent ld.global.b32, {where}, chain over {footprint // KIB} KiB"
+        how = "ld.relaxed.gpu" if name == "l2_loaded" else "ld.global.b32"
+        what = f"dependent {how}, {where}, chain over {footprint // KIB} KiB"
         what += f", the other SMs stream with {stages * each // KIB} KiB in flight" if stages else ""
         yield timed(f"load_{name}", runs, rounds, what, "end of the chain")
 

@@ -112,13 +112,13 @@ TK_FN void stream(const MicroParams& p, smem_t sb, const Watch& w) {
 }
 
 // Load on the memory system until CTA 0 has finished: one lane, which waits for the oldest copy before it issues the next.
-// Line 0 counts CTAs whose ring is full, line 1 stops them.
-TK_FN void background(const MicroParams& p, smem_t sb, u32 copy_bytes, const Watch& w) {
+// Line 0 counts CTAs whose ring is full, line 1 stops them; `most` copies are the end in any case.
+TK_FN void background(const MicroParams& p, smem_t sb, u32 copy_bytes, u32 most, const Watch& w) {
   if (warp() != 0 || !elect()) return;
   Ring in, out;
   Walk next(p, cta() - 1, ncta() - 1, copy_bytes), oldest = next;
   u32 issued = 0, landed = 0, bad = 0;
-  MICRO_ROLLED while (issued < p.rounds) {
+  MICRO_ROLLED while (issued < most) {
     if (issued >= p.stages) {
       mbar_wait(sb + kFull + 8 * out.slot, out.phase, w);
       bad += lds32(sb + kRing + out.slot * copy_bytes) != word_at(p, oldest.byte());
@@ -145,7 +145,7 @@ TK_FN void background(const MicroParams& p, smem_t sb, u32 copy_bytes, const Wat
 // ---- latency ---------------------------------------------------------------------------------------------------------
 
 TK_FN void latency(const MicroParams& p, smem_t sb, const Watch& w) {
-  if (cta() != 0) return background(p, sb, p.c, w);
+  if (cta() != 0) return background(p, sb, p.c, p.rounds, w);
   if (warp() != 0 || !elect()) return;
   if (p.stages > 0) wait_ge(line(p, 0), ncta() - 1, w);
   u32 bad = 0, phase = 0;
@@ -166,16 +166,21 @@ TK_FN void latency(const MicroParams& p, smem_t sb, const Watch& w) {
   sum_out(p, 0, bad);
 }
 
-// Dependent loads: word 0 of each 128-byte line names the next line. samples of rounds loads; b: loads before the first.
+// Dependent loads: word 0 of each 128-byte line names the next line. samples of rounds loads; b: loads before the first;
+// a: 1 for ld.relaxed, which L1 does not serve.
+TK_FN u32 next_line(const MicroParams& p, u32 at) {
+  const u32* word = reinterpret_cast<const u32*>(p.work + static_cast<u64>(at) * 128);
+  return p.a ? ld_relaxed(word) : ldg32(word);
+}
 TK_FN void chase(const MicroParams& p, smem_t sb, const Watch& w) {
-  if (cta() != 0) return background(p, sb, p.c, w);
+  if (cta() != 0) return background(p, sb, p.c, p.size, w);
   if (warp() != 0 || !elect()) return;
   if (p.stages > 0) wait_ge(line(p, 0), ncta() - 1, w);
   u32 at = 0;
-  MICRO_ROLLED for (u32 i = 0; i < p.b; i++) at = ldg32(p.work + static_cast<u64>(at) * 128);
+  MICRO_ROLLED for (u32 i = 0; i < p.b; i++) at = next_line(p, at);
   MICRO_ROLLED for (u32 s = 0; s < p.samples; s++) {
     const u32 t0 = clock32();
-    MICRO_ROLLED for (u32 r = 0; r < p.rounds; r++) at = ldg32(p.work + static_cast<u64>(at) * 128);
+    MICRO_ROLLED for (u32 r = 0; r < p.rounds; r++) at = next_line(p, at);
     if (at >= 0x80000000u) break;  // never, but the clock is read after the last load has arrived
     record(p, s, clock32() - t0);
   }

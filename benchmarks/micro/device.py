@@ -186,6 +186,8 @@ class Gpu:
         **fields: int,
     ) -> Run:
         rows = rows or grid
+        if grid >= self.sms:  # one CTA per SM
+            smem = max(smem, self.smem // 2 + 1024)
         if rows * samples * 4 > 16 << 20:
             raise ValueError(f"{rows} x {samples} times do not fit")
         self._set(self._counters, 0, COUNTER_BYTES)
