@@ -8,24 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.micro.cost import KIB, Cost, Scale, cost, require
-from benchmarks.micro.device import Machine
+from benchmarks.micro.device import THREADS, Machine
 
 UNROLL = 64
+LANES = THREADS["rates"]
+WARPS = LANES // 32
 RATES = [
     # mode, key, warps for the rate, what
-    ("lop3", "lop3", 32, "LOP3"),
-    ("shift", "shf", 32, "SHF (right shift by a register)"),
-    ("prmt", "prmt", 32, "PRMT"),
-    ("imad", "imad", 32, "IMAD"),
-    ("ffma", "ffma", 32, "FFMA"),
-    ("fadd", "fadd", 32, "FADD"),
-    ("bf16_mul", "hmul2_bf16", 32, "HMUL2.BF16 (two products)"),
-    ("bf16_fma", "hfma2_bf16", 32, "HFMA2.BF16 (two)"),
-    ("cvt", "f2fp_bf16", 32, "F2FP.BF16 (two conversions)"),
-    ("exp2", "mufu_ex2", 32, "MUFU.EX2"),
-    ("lds128", "lds128", 32, "LDS.128"),
-    ("lds64", "lds64", 32, "LDS.64"),
-    ("lds32", "lds32", 32, "LDS.32"),
+    ("lop3", "lop3", 16, "LOP3"),
+    ("shift", "shf", 16, "SHF (right shift by a register)"),
+    ("prmt", "prmt", 16, "PRMT"),
+    ("imad", "imad", 16, "IMAD"),
+    ("ffma", "ffma", 16, "FFMA"),
+    ("fadd", "fadd", 16, "FADD"),
+    ("bf16_mul", "hmul2_bf16", 16, "HMUL2.BF16 (two products)"),
+    ("bf16_fma", "hfma2_bf16", 16, "HFMA2.BF16 (two)"),
+    ("cvt", "f2fp_bf16", 16, "F2FP.BF16 (two conversions)"),
+    ("exp2", "mufu_ex2", 16, "MUFU.EX2"),
+    ("lds128", "lds128", 16, "LDS.128"),
+    ("lds64", "lds64", 16, "LDS.64"),
+    ("lds32", "lds32", 16, "LDS.32"),
     ("mma", "mma_bf16_4_warps", 4, "mma.m16n8k16 bf16, one warp per sub-core"),
     ("mma", "mma_bf16_8_warps", 8, "mma.m16n8k16 bf16, two warps per sub-core"),
     ("mma", "mma_bf16_16_warps", 16, "mma.m16n8k16 bf16, four warps per sub-core"),
@@ -72,19 +74,19 @@ STEPS: dict[str, Callable[..., NDArray[np.uint32]]] = {
 
 
 def inputs(mode: str) -> NDArray[np.uint32]:
-    """x, y, z of 1024 threads: chains of floats are exact, or rounded once per step in the same way
+    """x, y, z of every thread: chains of floats are exact, or rounded once per step in the same way
     everywhere."""
     rng = np.random.default_rng(sum(mode.encode()))
-    v = np.zeros((1024, 4), np.uint32)
-    v[:, :3] = rng.integers(1, 2**32, (1024, 3), dtype=np.uint32)
-    x = rng.uniform(1, 2, 1024).astype(np.float32)
+    v = np.zeros((LANES, 4), np.uint32)
+    v[:, :3] = rng.integers(1, 2**32, (LANES, 3), dtype=np.uint32)
+    x = rng.uniform(1, 2, LANES).astype(np.float32)
     one = np.float32(1).view(np.uint32)
     if mode == "shift":
-        v[:, 0], v[:, 1] = rng.integers(0, 24, 1024), rng.integers(1, 32, 1024)
+        v[:, 0], v[:, 1] = rng.integers(0, 24, LANES), rng.integers(1, 32, LANES)
     if mode in ("ffma", "fadd", "cvt", "exp2"):
         v[:, 0] = x.view(np.uint32) & 0xFFFFFFF0
         v[:, 1] = one  # a product with one is exact, fused or not
-        v[:, 2] = rng.uniform(0, 1, 1024).astype(np.float32).view(np.uint32)
+        v[:, 2] = rng.uniform(0, 1, LANES).astype(np.float32).view(np.uint32)
     if mode == "bf16_mul":
         v[:, 0] = 0x3F803F80 | (v[:, 0] & 0x007F0070)
         v[:, 1] = 0x3F80BF80
@@ -95,8 +97,8 @@ def inputs(mode: str) -> NDArray[np.uint32]:
 
 
 def expected(mode: str, given: NDArray[np.uint32], rounds: int, chains: int) -> NDArray[np.uint32]:
-    """The result of each of the 1024 threads."""
-    lane = np.arange(1024, dtype=np.uint32) % 32
+    """The result of each thread of a CTA."""
+    lane = np.arange(LANES, dtype=np.uint32) % 32
     if mode.startswith("lds"):
         width = int(mode[3:]) // 8
         n = rounds * UNROLL
@@ -107,7 +109,7 @@ def expected(mode: str, given: NDArray[np.uint32], rounds: int, chains: int) -> 
         return ((lane + 1) % 32 * width * n * (1 + others) + lane * width).astype(np.uint32)
     if mode == "mma":
         total = np.float32(4 * 3 * rounds * UNROLL)
-        return np.full(1024, total.view(np.uint32), np.uint32)
+        return np.full(LANES, total.view(np.uint32), np.uint32)
     with np.errstate(over="ignore"):
         x = given[:, :1] + np.arange(chains, dtype=np.uint32)
         y, z = (np.broadcast_to(given[:, k : k + 1], x.shape) for k in (1, 2))
@@ -137,12 +139,12 @@ def rate_costs(m: Machine, s: Scale) -> Iterator[Cost]:
                     b=active,
                     c=chains,
                     upload=given,
-                    rows=m.sms * 32,
-                    read=(1024 * 16 + m.sms * 4096),
+                    rows=m.sms * WARPS,
+                    read=LANES * 16 + m.sms * LANES * 4,
                 )
-                got = run.work[4096:].reshape(m.sms, 1024)[:, : 32 * active]
+                got = run.work[LANES * 4 :].reshape(m.sms, LANES)[:, : 32 * active]
                 check(mode, key, got, given, rounds, chains, active)
-                took = run.times.reshape(m.sms, 32, samples)[:, :active].max(axis=1).astype(np.float64)
+                took = run.times.reshape(m.sms, WARPS, samples)[:, :active].max(axis=1).astype(np.float64)
                 values.append(active * 32 * rounds * UNROLL / took)
                 clocks.append(took / (rounds * UNROLL))
             if chains == 1:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.micro.cases_rates import inputs
+from benchmarks.micro.cases_rates import WARPS, inputs
 from benchmarks.micro.cost import KIB, Cost, Scale, cost, require, timed
 from benchmarks.micro.device import FLAG_POISON, Gpu, Machine
 
@@ -227,10 +227,10 @@ def clock_costs(m: Machine, s: Scale) -> Iterator[Cost]:
                     smem=40 * KIB,
                     rounds=rounds if s.name == "full" else 1,
                     samples=8,
-                    b=32,
+                    b=WARPS,
                     c=8,
                     upload=inputs("ffma"),
-                    rows=grid * 32,
+                    rows=grid * WARPS,
                 )
             found.append(run.hertz)
         what = "SM clock seen while " + ("one SM passes mbarriers" if grid == 1 else "all SMs run FFMA")

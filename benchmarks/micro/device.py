@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 KERNELS = ("sync", "copy", "rates")
-THREADS = {"sync": 128, "copy": 256, "rates": 1024}
+THREADS = {"sync": 128, "copy": 256, "rates": 512}
 POISON = 0xA5
 COUNTER_BYTES = 1024 * 128
 STATUS_WORDS = 64

@@ -5,7 +5,7 @@
 
 namespace micro {
 namespace rates {
-constexpr u32 kThreads = 1024, kUnroll = 64, kTable = 1024, kTableBytes = 32768;
+constexpr u32 kThreads = 512, kWarps = kThreads / 32, kUnroll = 64, kTable = 1024, kTableBytes = 32768;
 
 enum Op : u32 { kLop3, kShift, kPrmt, kImad, kFfma, kFadd, kBf16Mul, kBf16Fma, kCvt, kLds128, kLds64, kLds32, kMma, kExp2,
                 kReadOnly, kOps };
@@ -109,7 +109,7 @@ TK_FN u32 run(const MicroParams& p, smem_t table, u32 x, u32 y, u32 z) {
 template <u32 O>
 TK_FN void measure(const MicroParams& p, smem_t table) {
   const u32 wp = warp(), ln = lane();
-  // work: [1024] x, y, z of each thread, then [1024] results.
+  // work: x, y, z of each thread, 16 bytes; then the results, [grid][threads].
   const u32x4 in = ldg128(p.work + (wp * 32u + ln) * 16u);
   u32 v = 0;
   for (u32 s = 0; s < p.samples; s++) {
@@ -120,21 +120,21 @@ TK_FN void measure(const MicroParams& p, smem_t table) {
     // A warp reads its clock for itself: the slowest of them, which the host takes, ends the sample.
     syncwarp();
     const u32 t = clock32() - t0;
-    if (ln == 0) stg32(p.times + ((cta() * 32u + wp) * p.samples + s), t);
+    if (ln == 0) stg32(p.times + ((cta() * kWarps + wp) * p.samples + s), t);
   }
   stg32(p.work + kThreads * 16u + (cta() * kThreads + wp * 32u + ln) * 4u, v);
 }
 
-// Read-only 16-byte loads by every thread of every SM: eight in flight per thread.
+// Read-only 16-byte loads by every thread of every SM: 16 in flight per thread.
 TK_FN void read_only(const MicroParams& p) {
   const u64 n = p.bytes / 16, step = static_cast<u64>(ncta()) * kThreads;
   const uint8_t* from = p.data + p.offset;
   u32 sum = 0;
   u64 i = static_cast<u64>(cta()) * kThreads + warp() * 32u + lane();
-  MICRO_ROLLED for (; i + 7 * step < n; i += 8 * step) {
-    u32x4 v[8];
-    TK_UNROLL for (u32 k = 0; k < 8; k++) v[k] = ldg_nc128(from + (i + k * step) * 16);
-    TK_UNROLL for (u32 k = 0; k < 8; k++) sum += v[k].x + v[k].y + v[k].z + v[k].w;
+  MICRO_ROLLED for (; i + 15 * step < n; i += 16 * step) {
+    u32x4 v[16];
+    TK_UNROLL for (u32 k = 0; k < 16; k++) v[k] = ldg_nc128(from + (i + k * step) * 16);
+    TK_UNROLL for (u32 k = 0; k < 16; k++) sum += v[k].x + v[k].y + v[k].z + v[k].w;
   }
   for (; i < n; i += step) {
     const u32x4 v = ldg_nc128(from + i * 16);
