@@ -118,12 +118,14 @@ def test_not_a_package(tmp_path: Path) -> None:
         )
 
 
-def test_text_digest_sees_every_edit_but_those_of_primitives(tmp_path: Path) -> None:
+def test_text_digest_sees_every_edit_but_those_of_primitive_and_host_headers(tmp_path: Path) -> None:
     for name in (
         "kernels/a.cu",
         "include/op.cuh",
         "include/p.h",
         "include/tk_prim.cuh",
+        "include/tilecc.h",
+        "include/tilecc_ffi.h",
         "include/readme.txt",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -135,7 +137,8 @@ def test_text_digest_sees_every_edit_but_those_of_primitives(tmp_path: Path) -> 
         (tmp_path / name).write_text("other")
         seen.add(text_digest(tmp_path, "kernels/a.cu"))
     assert len(seen) == 4
-    (tmp_path / "include/tk_prim.cuh").write_text("other")
+    for name in ("tk_prim.cuh", "tilecc.h", "tilecc_ffi.h"):
+        (tmp_path / "include" / name).write_text("other")
     assert text_digest(tmp_path, "kernels/a.cu") in seen
     with pytest.raises(OSError):
         text_digest(tmp_path, "kernels/b.cu")

@@ -14,10 +14,10 @@ import jinja2
 
 from tilecc.diag import InternalError, error
 from tilecc.package import Manifest
+from tilecc.package.text import HOST_HEADERS as HOST_HEADERS
 from tilecc.runtime.abi import STATUS_WORDS
 
 HOST_TEMPLATES = Path(__file__).resolve().parents[1] / "templates" / "host"
-HOST_HEADERS = ("tilecc.h", "tilecc_ffi.h")
 
 
 def render_launcher(manifest: Manifest, targets: list[str]) -> str:
