@@ -66,7 +66,7 @@ constexpr uint32_t kRankShift = 24, kOffsetMask = (1u << kRankShift) - 1u;
 uint32_t mapa(uint32_t addr, uint32_t rank, Site site) {
   const CtaState* cta = my_cta();
   if (rank >= cta->cluster_size || addr > kOffsetMask)
-    fatal("TC0931", text("%s: mapa of %#x to rank %u in a cluster of %u CTAs", who_now().c_str(), addr, rank,
+    fatal("TC0941", text("%s: mapa of %#x to rank %u in a cluster of %u CTAs", who_now().c_str(), addr, rank,
                          cta->cluster_size),
           site);
   return addr + ((rank + 1u) << kRankShift);
@@ -78,12 +78,12 @@ static CtaState* target_of(uint32_t addr, const char* what, Site site) {
   const uint32_t rank = addr >> kRankShift;
   if (!rank) return mine;
   if (rank > mine->cluster_size)
-    fatal("TC0931", text("%s: %s at %#x, which mapa did not make", who_now().c_str(), what, addr), site);
+    fatal("TC0941", text("%s: %s at %#x, which mapa did not make", who_now().c_str(), what, addr), site);
   CtaState* cta = mine->cluster->ctas[rank - 1];
   bool gone = true;
   for (const WarpState* w : cta->warps) gone = gone && w->exited == 0xffffffffu;
   if (gone)
-    fatal("TC0931", text("%s: %s in the shared memory of cta %u, which has left the kernel", who_now().c_str(), what,
+    fatal("TC0941", text("%s: %s in the shared memory of cta %u, which has left the kernel", who_now().c_str(), what,
                          cta->index),
           site, {"a cluster_sync() before the end keeps every CTA until all are done"});
   return cta;
@@ -123,7 +123,7 @@ void bulk_s2s(uint32_t dst, uint32_t src, uint32_t bytes, uint32_t bar, Site sit
   CtaState* mine = my_cta();
   CtaState* cta = target_of(dst, "bulk_s2s", site);
   if (target_of(bar, "bulk_s2s", site) != cta)
-    fatal("TC0931", text("%s: bulk_s2s to cta %u with an mbarrier of another CTA", who_now().c_str(), cta->index), site);
+    fatal("TC0941", text("%s: bulk_s2s to cta %u with an mbarrier of another CTA", who_now().c_str(), cta->index), site);
   MBarrier* m = barrier_at(cta, bar & kOffsetMask, "bulk_s2s", site);
   count(kBulkStore);
   count(kBulkStoreBytes, bytes);

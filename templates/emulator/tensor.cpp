@@ -22,10 +22,10 @@ Map map_of(const tk::tmap_t* map, uint32_t rank, const char* what, Site site) {
   Map m;
   memcpy(&m, map, sizeof m);
   if (m.magic != kMapMagic)
-    fatal("TC0930", text("%s: %s through something that is not a tensor map", who_now().c_str(), what), site,
+    fatal("TC0940", text("%s: %s through something that is not a tensor map", who_now().c_str(), what), site,
           {"tk_emu_encode_map makes the emulator's maps"});
   if (m.tensor.rank != rank)
-    fatal("TC0930", text("%s: %s through a tensor map of rank %u", who_now().c_str(), what, m.tensor.rank), site);
+    fatal("TC0940", text("%s: %s through a tensor map of rank %u", who_now().c_str(), what, m.tensor.rank), site);
   return m;
 }
 

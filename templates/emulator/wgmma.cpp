@@ -48,7 +48,7 @@ WgmmaState& state_of(WarpState* warp) {
 }
 
 [[noreturn]] void misuse(const std::string& what, Site site, const std::vector<std::string>& notes = {}) {
-  fatal("TC0932", who_now() + ": " + what, site, notes);
+  fatal("TC0942", who_now() + ": " + what, site, notes);
 }
 
 // Shared address of a 16-byte piece of a K-major matrix: row, and which half of the step's 32 bytes.
@@ -169,7 +169,7 @@ void settle(WgmmaState& s, Site site) {
 
 uint64_t wgmma_desc(uint32_t a, uint32_t lbo, uint32_t sbo, bool swizzled, Site site) {
   if ((a | lbo | sbo) & 15u || a > 0x3ffffu || lbo > 0x3fff0u || sbo > 0x3fff0u || (swizzled && sbo % 1024))
-    fatal("TC0932", text("%s: a wgmma descriptor of address %#x, offsets %u and %u; all are multiples of 16 below 2^18, and "
+    fatal("TC0942", text("%s: a wgmma descriptor of address %#x, offsets %u and %u; all are multiples of 16 below 2^18, and "
                          "sbo is a multiple of 1024 with the swizzle",
                          who_now().c_str(), a, lbo, sbo),
           site);
@@ -249,12 +249,12 @@ void check_wgmma_exit(WarpState* warp) {
   const CtaState* cta = static_cast<CtaState*>(warp->cta);
   const uint64_t mine = warp->wgmma ? warp->wgmma->sequence : 0;
   if (warp->wgmma && !warp->wgmma->operations.empty())
-    finding("TC0932", text("%s returns from the kernel with a wgmma that was not waited for", who_now().c_str()),
+    finding("TC0942", text("%s returns from the kernel with a wgmma that was not waited for", who_now().c_str()),
             warp->wgmma->operations.front().site);
   for (const WarpState* other : cta->warps) {
     if (other == warp || other->index / 4 != warp->index / 4 || !(other->exited & 1u)) continue;
     if ((other->wgmma ? other->wgmma->sequence : 0) == mine) continue;
-    finding("TC0932", text("%s and warp %u of its warpgroup issued different sequences of wgmma", who_now().c_str(), other->index),
+    finding("TC0942", text("%s and warp %u of its warpgroup issued different sequences of wgmma", who_now().c_str(), other->index),
             Site::current(), {"wgmma is an operation of four warps: all must issue the same"});
     return;
   }

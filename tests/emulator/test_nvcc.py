@@ -19,6 +19,8 @@ SOURCES = sorted(KERNELS.glob("*.cu"))
 @pytest.mark.parametrize("arch", ["90a", "100a"])
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 def test_compiles_for_the_gpu(source: Path, arch: str, tmp_path: Path) -> None:
+    if source.stem == "hopper" and arch != "90a":
+        pytest.skip("wgmma exists on sm_90a alone")
     command = [
         "nvcc",
         "-std=c++17",

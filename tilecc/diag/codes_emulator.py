@@ -1,4 +1,4 @@
-"""TC090x and TC091x: what the emulator finds in a kernel. TC092x: rules for emitted text."""
+"""TC090x, TC091x, TC094x: what the emulator finds in a kernel. TC092x, TC093x: rules for emitted text."""
 
 from __future__ import annotations
 
@@ -280,5 +280,33 @@ to zero (.ftz, and the approximations ex2, lg2, rcp, rsqrt) would change weights
 """,
         wrong="TK_FN float decode_mxfp4(u32 s) { return tk::exp2_(s - 127.f); }",
         right="TK_FN u32 decode_mxfp4(u32 s) { return s << 7; }",
+    ),
+    "TC0940": Entry(
+        title="tensor copy without a fitting tensor map",
+        explanation="""
+A tensor copy reads its shape from a tensor map that the host encoded: tk_emu_encode_map for the emulator,
+tilecc_encode_tensor_map for CUDA. The 128 bytes given are no map, or the map has another rank than the copy.
+""",
+        wrong="tma_load_1d(dst, &map_of_rank_2, x, bar);",
+        right="tma_load_2d(dst, &map_of_rank_2, x, y, bar);",
+    ),
+    "TC0941": Entry(
+        title="misused address of another CTA",
+        explanation="""
+Shared memory of another CTA of the cluster is reached through mapa, for ranks below cluster_size(), and only
+while that CTA is still in the kernel. A bulk copy completes on an mbarrier of the CTA that it writes to.
+""",
+        wrong="lds32_cluster(mapa(data, 1)); return;",
+        right="lds32_cluster(mapa(data, 1)); cluster_sync(); return;",
+    ),
+    "TC0942": Entry(
+        title="misused wgmma",
+        explanation="""
+All four warps of a warpgroup issue the same sequence. wgmma_fence() comes before the first wgmma that uses
+its registers, the accumulators are left alone until wgmma_wait, which must come before the kernel ends, and
+descriptors come from wgmma_desc or wgmma_desc_128b with the alignment of their swizzle.
+""",
+        wrong="wgmma_bf16<16>(d, a, b); wgmma_commit(); use(d);",
+        right="wgmma_fence(); wgmma_bf16<16>(d, a, b); wgmma_commit(); wgmma_wait<0>(); wgmma_hold(d);",
     ),
 }
