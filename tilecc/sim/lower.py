@@ -15,6 +15,8 @@ BLOCK_WEIGHTS = 16 * 128
 CHUNK_BYTES = 2048
 """Activations of 8 rows and 128 columns in bf16."""
 KV_BLOCK = 16
+CONSUMERS = 4
+"""Rows that share one read of the KV cache in a global layer (op_attention.cuh)."""
 
 INSTRUCTIONS: dict[str, float] = {"bf16": 0.9, "fp8_block": 1.6, "mxfp4": 2.3, "f32": 4.0}
 """Lane instructions per weight of the main loops: the bounds that they are built to (main loops, SASS)."""
@@ -112,13 +114,15 @@ def _gemv(base: SimOp, op: TileOp, format: str, scenario: Scenario, route: int) 
 
 def _attention(base: SimOp, op: TileOp, scenario: Scenario) -> SimOp:
     a = op.attrs
-    window, splits, kv_heads = int(a["window"]), int(a["splits"]), int(a["kv_heads"])
+    window, kv_heads = int(a["window"]), int(a["kv_heads"])
+    splits = op.tiles.get("splits", 1)
     positions = min(scenario.context, window) if window else scenario.context
     blocks = positions / KV_BLOCK + 1
     per_block = (int(a["head_dim"]) + int(a["v_head_dim"])) * KV_BLOCK * 2
     return dataclasses.replace(
         base,
-        tasks=scenario.rows * kv_heads * splits,
+        # A task of a sliding layer is one row; one of a global layer has as many rows as there are consumers.
+        tasks=(scenario.rows if window else -(-scenario.rows // CONSUMERS) * splits) * kv_heads,
         stages=0.0,
         stage_bytes=0.0,
         act_bytes=blocks / splits,
