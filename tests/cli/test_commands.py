@@ -25,6 +25,7 @@ COMMANDS = [
     "compile",
     "run",
     "emulate",
+    "check",
     "lint",
     "logits",
     "inspect",

@@ -210,3 +210,16 @@ def test_values_without_text_form_are_a_type_error() -> None:
 def test_nodes_are_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Leaf("a").name = "b"  # type: ignore[misc]
+
+
+@ir_node(positional=1)
+class Nest:
+    """A node that holds nodes of its own class."""
+
+    name: str
+    children: tuple[Nest, ...] = ()
+
+
+def test_a_node_may_hold_nodes_of_its_own_class() -> None:
+    nest = Nest("root", (Nest("left", (Nest("leaf"),)), Nest("right")))
+    assert parse_ir(print_ir(nest), [Nest]) == nest

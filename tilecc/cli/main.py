@@ -9,6 +9,7 @@ import traceback
 import typer
 
 from tilecc import __version__
+from tilecc.cli.check import check_command
 from tilecc.cli.compile import compile_command
 from tilecc.cli.console import emit, emit_json, say
 from tilecc.cli.doctor import doctor_command
@@ -62,6 +63,7 @@ def _root(
 app.command("compile")(compile_command)
 app.command("run")(run_command)
 app.command("emulate")(emulate_command)
+app.command("check")(check_command)
 app.command("lint")(lint_command)
 app.command("logits")(logits_command)
 app.command("inspect")(inspect_command)

@@ -2,7 +2,8 @@
 
 TC01xx model file and tracing, TC02xx lowering and shapes (codes_model.py, codes_passes.py); TC03xx checkpoint
 and weights (codes_weights.py); TC04xx runtime: prompt, context, device, TC05xx toolchain, TC06xx package and
-manifest (codes_runtime.py); TC07xx target, schedule and command line (codes_target.py); TC09xx what the
+manifest (codes_runtime.py); TC07xx target, schedule and command line (codes_target.py); TC08xx
+what the checker finds in a program (codes_check.py); TC09xx what the
 emulator finds in a kernel (codes_emulator.py).
 
 Codes are never reused or renumbered. A new code needs an entry here and a test that triggers it.
@@ -12,7 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tilecc.diag import codes_emulator, codes_model, codes_passes, codes_runtime, codes_target, codes_weights
+from tilecc.diag import (
+    codes_check,
+    codes_emulator,
+    codes_model,
+    codes_passes,
+    codes_runtime,
+    codes_target,
+    codes_weights,
+)
 from tilecc.diag.entry import Entry
 from tilecc.diag.model import Diagnostic, InternalError, error, nearest
 
@@ -36,6 +45,7 @@ CATALOGUE: dict[str, Entry] = _merge(
     codes_weights.ENTRIES,
     codes_runtime.ENTRIES,
     codes_target.ENTRIES,
+    codes_check.ENTRIES,
     codes_emulator.ENTRIES,
 )
 

@@ -359,10 +359,12 @@ def _closure(kinds: tuple[type[Any], ...]) -> dict[str, type[Any]]:
         if isinstance(hint, type) and not isinstance(hint, types.GenericAlias):
             if not is_ir_node(hint) and not issubclass(hint, enum.Enum):
                 continue
+            if hint in found.values():
+                continue  # a node may hold nodes of its own class
             if found.setdefault(hint.__name__, hint) is not hint:
                 raise ValueError(f"two IR classes of one text are named {hint.__name__}")
-            if is_ir_node(hint) and hint not in todo:
-                todo += [h for h in _hints(hint).values() if h not in found.values()]
+            if is_ir_node(hint):
+                todo += _hints(hint).values()
         else:
             todo += typing.get_args(hint)
     return found

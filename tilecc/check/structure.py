@@ -1,0 +1,185 @@
+"""Rules on the text of the scripts, which hold for every number of tasks and chunks.
+
+A ring works for any loop counts if both sides go through it in the same pattern of loops, and every slot
+is acquired, filled and committed, or taken and released, in this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tilecc.check.explore import Violation
+from tilecc.check.sync import RING_VERBS, VERBS, Do, Loop, OpSync, RingSync, Statement, SyncProgram
+
+Pattern = tuple[object, ...]
+
+ORDER = {
+    "produce": ("acquire", "put", "copy", "commit"),
+    "consume": ("take", "use", "release"),
+}
+
+
+def structure(program: SyncProgram) -> Iterator[Violation]:
+    """What is wrong with the scripts, rings and waits by themselves."""
+    yield from _names(program)
+    yield from _counts(program)
+    yield from _counters(program)
+    for op in program.ops:
+        row = next((i for i, r in enumerate(program.rows) if r.op == op.name), 0)
+        scripts = {s.role: s.body for s in op.scripts}
+        for ring in program.rings:
+            if len(ring.consumers) == 1:
+                yield from _both_sides(op, ring, scripts, row)
+    yield from _routing(program)
+    yield from _waits(program)
+
+
+def _names(program: SyncProgram) -> Iterator[Violation]:
+    rings, roles = {r.name for r in program.rings}, {r.name for r in program.roles}
+    buffers = {b.name for b in program.buffers}
+    for op in program.ops:
+        row = next((i for i, r in enumerate(program.rows) if r.op == op.name), 0)
+        for script in op.scripts:
+            if script.role not in roles:
+                yield Violation(
+                    "script", f"`{op.name}` has a script for `{script.role}`, which is no role", (row,)
+                )
+            for do in _flat(script.body):
+                if (
+                    do.verb not in VERBS
+                    or (do.verb in RING_VERBS) != bool(do.ring)
+                    or (do.ring and do.ring not in rings)
+                ):
+                    text = f"`{op.name}`, {script.role}: `{do.verb} {do.ring}{do.buffer}` is no statement"
+                    yield Violation("script", text, (row,))
+                if do.verb in ("read", "write") and do.buffer not in buffers:
+                    text = f"`{op.name}`, {script.role}: `{do.verb} {do.buffer}` names no buffer"
+                    yield Violation("script", text, (row,))
+
+
+def _counters(program: SyncProgram) -> Iterator[Violation]:
+    """A counter belongs to one op: its value says how many instances of that op are done."""
+    owner: dict[int, str] = {}
+    for op in program.ops:
+        if op.counter >= 0 and owner.setdefault(op.counter, op.name) != op.name:
+            row = next((i for i, r in enumerate(program.rows) if r.op == op.name), 0)
+            text = f"`{owner[op.counter]}` and `{op.name}` share counter {op.counter}"
+            yield Violation("counter", text, (row,))
+
+
+def _counts(program: SyncProgram) -> Iterator[Violation]:
+    """Arrivals that complete a phase are those that the scripts make: one per warp and slot."""
+    warps = {r.name: r.warps for r in program.roles}
+    for ring in program.rings:
+        full = warps.get(ring.producer, 0)
+        if ring.full_count not in (1, full):
+            text = (
+                f"`{ring.name}`: {ring.full_count} arrivals fill a slot, `{ring.producer}` has {full} warps"
+            )
+            yield Violation("arrivals", text, ())
+        empty = sum(warps.get(c, 0) for c in ring.consumers)
+        if ring.empty_count != empty:
+            text = f"`{ring.name}`: {ring.empty_count} arrivals free a slot, consumers have {empty} warps"
+            yield Violation("arrivals", text, ())
+
+
+def _flat(body: tuple[Statement, ...]) -> Iterator[Do]:
+    for s in body:
+        if isinstance(s, Loop):
+            yield from _flat(s.body)
+        else:
+            yield s
+
+
+def _project(body: tuple[Statement, ...], ring: str, verb: str) -> Pattern:
+    """The loops around the statements of one verb on one ring."""
+    found: list[object] = []
+    for s in body:
+        if isinstance(s, Loop):
+            inner = _project(s.body, ring, verb)
+            if inner:
+                found.append((s.over, inner))
+        elif s.ring == ring and s.verb == verb:
+            found.append("*")
+    return tuple(found)
+
+
+def _text(pattern: Pattern) -> str:
+    parts = []
+    for item in pattern:
+        parts.append("once" if item == "*" else f"per {item[0]} ({_text(item[1])})")  # type: ignore[index]
+    return ", ".join(parts) or "never"
+
+
+def _both_sides(
+    op: OpSync, ring: RingSync, scripts: dict[str, tuple[Statement, ...]], row: int
+) -> Iterator[Violation]:
+    made = {v: _project(scripts.get(ring.producer, ()), ring.name, v) for v in ("acquire", "commit")}
+    used = {v: _project(scripts.get(ring.consumers[0], ()), ring.name, v) for v in ("take", "release")}
+    patterns = made | used
+    if len(set(patterns.values())) > 1:
+        sides = "; ".join(f"{verb} {_text(pattern)}" for verb, pattern in patterns.items())
+        text = f"`{op.name}` does not go through ring `{ring.name}` alike on both sides: {sides}"
+        yield Violation("ring", text, (row,))
+        return
+    for side, role in (("produce", ring.producer), ("consume", ring.consumers[0])):
+        order = [d.verb for d in _flat(scripts.get(role, ())) if d.ring == ring.name]
+        yield from _in_order(op, ring, side, role, order, row)
+
+
+def _in_order(
+    op: OpSync, ring: RingSync, side: str, role: str, verbs: list[str], row: int
+) -> Iterator[Violation]:
+    allowed = ORDER[side]
+    first, last, place = allowed[0], allowed[-1], -1
+    for verb in verbs:
+        if verb not in allowed:
+            continue
+        at = allowed.index(verb)
+        if (at == 0) != (place < 0) or at < place:
+            text = f"`{op.name}`, {role}: `{verb} {ring.name}` stands outside {first} ... {last}"
+            yield Violation("ring", text, (row,))
+            return
+        place = -1 if verb == last else at
+    if place >= 0:
+        yield Violation("ring", f"`{op.name}`, {role}: a slot of `{ring.name}` is never given back", (row,))
+
+
+def _routing(program: SyncProgram) -> Iterator[Violation]:
+    """A record that several roles share is committed once per layer and released once by every role after
+    it."""
+    for ring in (r for r in program.rings if len(r.consumers) > 1):
+        committed: int | None = None
+        released: set[str] = set()
+        for index, row in enumerate(program.rows):
+            op = program.op(row.op)
+            for script in op.scripts:
+                for verb in [d.verb for d in _flat(script.body) if d.ring == ring.name]:
+                    if verb == "commit":
+                        if committed is not None and released != set(ring.consumers):
+                            missing = ", ".join(sorted(set(ring.consumers) - released))
+                            text = f"`{row.op}` makes `{ring.name}` anew before {missing} released it"
+                            yield Violation("ring", text, (index, committed))
+                        committed, released = index, set()
+                    elif verb == "release":
+                        released.add(script.role)
+
+
+def _waits(program: SyncProgram) -> Iterator[Violation]:
+    """A wait names the counter of an op that has run, or whose last instance ran in the step before."""
+    by_counter = {op.counter: op for op in program.ops if op.counter >= 0}
+    started: dict[int, int] = {}
+    for index, row in enumerate(program.rows):
+        for wait in row.waits:
+            source = by_counter.get(wait.counter)
+            if source is None:
+                yield Violation(
+                    "wait", f"`{row.op}` waits for counter {wait.counter}, which nothing signals", (index,)
+                )
+            elif not -source.per_step < wait.ordinal <= started.get(wait.counter, 0):
+                have = started.get(wait.counter, 0)
+                text = f"`{row.op}` waits for instance {wait.ordinal} of `{source.name}`, {have} have started"
+                yield Violation("wait", text, (index,))
+        op = program.op(row.op)
+        if op.counter >= 0:
+            started[op.counter] = started.get(op.counter, 0) + 1

@@ -1,0 +1,164 @@
+"""SyncProgram: the synchronisation of a Program made explicit, which is what the checker proves.
+
+Every warp of a CTA runs the scripts of its role, op after op, step after step. A script is a list of
+statements and of loops over a symbol ("tasks" of the CTA, "chunks" of a task, ...) whose value is only
+known at run time.
+
+    acquire R   wait until slot s of ring R is empty           take R      wait until it is full put R
+    write the slot (generic stores)                use R       read the slot copy R B    asynchronous copy
+    of buffer B into the slot     release R   arrive on "empty", go to the next slot commit R    arrive on
+    "full", go to the next slot inputs      wait for the counters (or pushed words) of the row idle
+    the same, if the CTA has no tasks of the op read B      read buffer B
+    write B     write buffer B sync        barrier among the warps of the role         signal      arrive
+    on the op's counter
+
+A ring with one slot and several consumer roles is the routing record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from tilecc.ir.loc import UNKNOWN, Loc
+from tilecc.ir.text import ir_node, parse_ir, print_ir
+
+IR_VERSION = 1
+
+VERBS = (
+    "acquire", "put", "copy", "commit", "take", "use", "release", "inputs", "idle", "read", "write",
+    "sync", "signal",
+)  # fmt: skip
+RING_VERBS = frozenset({"acquire", "put", "copy", "commit", "take", "use", "release"})
+
+
+@ir_node(positional=2)
+class Do:
+    """One statement. `ring` and `buffer` where the verb takes them."""
+
+    verb: str
+    ring: str = ""
+    buffer: str = ""
+
+
+@ir_node(positional=1)
+class Loop:
+    """Statements repeated once per value of a symbol; "any" runs once if the CTA has a task of the op."""
+
+    over: str
+    body: tuple[Do | Loop, ...]
+
+
+Statement = Do | Loop
+
+
+@ir_node(positional=1)
+class Script:
+    """What every warp of a role does for an op."""
+
+    role: str
+    body: tuple[Do | Loop, ...] = ()
+
+
+@ir_node(positional=1)
+class RingSync:
+    """A ring and its two mbarriers per slot: how many arrivals complete a phase of each."""
+
+    name: str
+    slots: int
+    producer: str
+    consumers: tuple[str, ...]
+    full_count: int
+    empty_count: int
+
+
+@ir_node(positional=1)
+class RoleSync:
+    """A role; each of its warps is a thread of the checker."""
+
+    name: str
+    warps: int
+
+
+@ir_node(positional=1)
+class BufferSync:
+    """Global memory. Tasks of one op touch different parts of it; `per_layer`: so do ops of different
+    layers."""
+
+    name: str
+    per_layer: bool = False
+
+
+@ir_node(positional=1)
+class OpSync:
+    """An op class: its scripts, its counter (-1: none) and the scope of that counter's release and
+    acquire. `tasks` and `chunks` per task are the largest counts."""
+
+    name: str
+    counter: int
+    per_step: int
+    tasks: int
+    scripts: tuple[Script, ...]
+    scope: str = "gpu"
+    chunks: int = 1
+    tasks_over: str = ""
+    """"experts": so many tasks per active expert."""
+    loc: Loc = UNKNOWN
+
+
+@ir_node(positional=1)
+class WaitSync:
+    """Counter `counter` must have seen instance `ordinal` of the step (1-based; 0 and less: of the step
+    before) on `arrivals` CTAs; -1 means all."""
+
+    counter: int
+    ordinal: int
+    arrivals: int = -1
+
+
+@ir_node(positional=1)
+class RowSync:
+    """One op of the step."""
+
+    op: str
+    layer: int
+    waits: tuple[WaitSync, ...] = ()
+
+
+@ir_node
+class SyncProgram:
+    """One step of one rank, repeated for ever."""
+
+    IR_NAME: ClassVar[str] = "sync"
+    IR_VERSION: ClassVar[int] = IR_VERSION
+
+    name: str
+    roles: tuple[RoleSync, ...]
+    rings: tuple[RingSync, ...]
+    buffers: tuple[BufferSync, ...]
+    ops: tuple[OpSync, ...]
+    rows: tuple[RowSync, ...]
+
+    def op(self, name: str) -> OpSync:
+        """The op class of that name. Raises KeyError."""
+        for op in self.ops:
+            if op.name == name:
+                return op
+        raise KeyError(name)
+
+    def to_text(self) -> str:
+        """The printed SyncProgram."""
+        return print_ir(self)
+
+    @staticmethod
+    def from_text(text: str, file: str = "<sync>") -> SyncProgram:
+        """Read a printed SyncProgram. Raises TileccError as `parse_ir` does."""
+        program = parse_ir(text, [SyncProgram], file)
+        assert isinstance(program, SyncProgram)
+        return program
+
+
+def with_op(program: SyncProgram, name: str, **changes: object) -> SyncProgram:
+    """The program with fields of one op class replaced."""
+    ops = tuple(dataclasses.replace(o, **changes) if o.name == name else o for o in program.ops)  # type: ignore[arg-type]
+    return dataclasses.replace(program, ops=ops)
