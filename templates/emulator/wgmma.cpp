@@ -71,10 +71,15 @@ void check_matrix(uint64_t desc, uint32_t first, uint32_t rows, const char* what
     misuse(text("%s: the swizzled matrix at %s does not start in the first row of an area aligned to 1024 bytes", what,
                 smem_name(my_cta(), start).c_str()),
            site);
+  const uint32_t origin = piece(desc, first, 0);
   for (uint32_t r = first; r < first + rows; r++)
     for (uint32_t half = 0; half < 2; half++) {
       const uint32_t at = piece(desc, r, half);
       smem_range(my_cta(), at, 16, 16, what, site);
+      if (my_cta()->granule[(at - kSmemBase) >> 3] != my_cta()->granule[(origin - kSmemBase) >> 3])
+        fatal("TC0903", text("%s: the matrix of a %s crosses from %s into %s in row %u", who_now().c_str(), what,
+                             smem_name(my_cta(), origin).c_str(), smem_name(my_cta(), at).c_str(), r),
+              site);
       if (shadow_on) shadow_async_smem(my_cta(), at, 16, false, {agent, group}, what, site);
     }
 }

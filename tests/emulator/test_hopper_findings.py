@@ -66,6 +66,7 @@ MISTAKES = {
     11: ("TC0942", "wrote accumulator 3 while a wgmma was in flight", "wgmma_wait<0>()"),
     14: ("TC0941", "to rank 2 in a cluster of 2 CTAs", "mode == 14)"),
     15: ("TC0941", "which has left the kernel", "lds32_cluster(mapa(a, 1))"),
+    18: ("TC0903", "the matrix of a wgmma_bf16 crosses from a + ", "wgmma_bf16<16>(d, a_desc, b_desc);"),
     19: ("TC0904", "outside the registered buffers", "mode == 19)"),
     20: ("TC0908", "without having arrived", "mode == 20)"),
     21: ("TC0905", "bulk_reduce_add_f32 of 24 bytes", "mode == 21)"),

@@ -307,6 +307,6 @@ its registers, the accumulators are left alone until wgmma_wait, which must come
 descriptors come from wgmma_desc or wgmma_desc_128b with the alignment of their swizzle.
 """,
         wrong="wgmma_bf16<16>(d, a, b); wgmma_commit(); use(d);",
-        right="wgmma_fence(); wgmma_bf16<16>(d, a, b); wgmma_commit(); wgmma_wait<0>(); wgmma_hold(d);",
+        right="wgmma_fence(); wgmma_bf16<16>(d, a, b); wgmma_commit(); wgmma_wait<0>(); use(d);",
     ),
 }

@@ -77,7 +77,7 @@ TK_KERNEL(hopper_kernel, 128)(TK_GRID_CONST HopperParams p) {
   float d[8];
   for (int i = 0; i < 8; i++) d[i] = 1.0f;
   if (mode != 8) wgmma_fence();
-  const u64 a_desc = mode == 10 ? wgmma_desc_128b(a + 3 * 128) : wgmma_desc_128b(a);
+  const u64 a_desc = mode == 10 ? wgmma_desc_128b(a + 3 * 128) : mode == 18 ? wgmma_desc_128b(a + 1024) : wgmma_desc_128b(a);
   const u64 b_desc = wgmma_desc_128b(b);
   wgmma_bf16<16>(d, a_desc, b_desc);
   if (mode == 17 && warp() == 2) wgmma_bf16<16>(d, a_desc, b_desc);
