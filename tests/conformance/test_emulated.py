@@ -44,20 +44,22 @@ def test_case(case: Case) -> None:
         assert verdict.ok, f"{case.name}: {verdict.rule}: {verdict.detail}"
 
 
-# Annotations, and names that only the tests of the emulator's reports can judge.
-NOT_JUDGED = {"name_role", "name_op", "mbar_name"}
+# Annotations; a fence for the compiler; a clock, which answers nothing twice.
+NOT_JUDGED = {"name_role", "name_op", "mbar_name", "opaque", "clock32"}
 
 
 def test_every_primitive_is_judged() -> None:
     """Public functions of the PTX headers, by reading them."""
     judged = {name for case in CASES for name in case.primitives}
-    assert judged | NOT_JUDGED >= primitives(), sorted(primitives() - judged - NOT_JUDGED)
+    missing = primitives() - judged - NOT_JUDGED
+    assert not missing, (
+        f"{sorted(missing)}: add a case to tests/conformance, or name them in NOT_JUDGED with a reason"
+    )
 
 
 def primitives() -> set[str]:
     helpers = {
         "global_timer",
-        "clock32",
         "poll_word_of",
         "give_up",
         "mbar_try",
