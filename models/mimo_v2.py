@@ -118,18 +118,19 @@ class Layer(nn.Module):
         positions: Tensor,
         op: Any,
         rounded: Callable[[Tensor], Tensor],
+        stored: Callable[[Tensor], Tensor],
         attention_op: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
         choose: Choose | None,
     ) -> Tensor:
-        """x [T, hidden] -> [T, hidden]; ``op`` is torch.ops.tilecc or the plain functions of
-        models/ops.py."""
+        """x [T, hidden] -> [T, hidden]; ``op`` is torch.ops.tilecc or the plain functions of models/ops.py,
+        ``stored`` rounds keys and values to the format of the cache."""
         c, layer, attn = self.config, self.layer, self.self_attn
         y = rounded(op.rms_norm(x, self.input_layernorm.weight, c.eps))
         z = attn.qkv_proj(y)
         q, k, v = op.split_qkv(z, layer.chunks, layer.heads, layer.kv_heads, layer.head_dim, layer.v_head_dim)
         q = rounded(op.rope(q, positions, layer.theta, layer.rotary_dim))
-        k = rounded(op.rope(k, positions, layer.theta, layer.rotary_dim))
-        v = rounded(v * c.value_scale)
+        k = stored(op.rope(k, positions, layer.theta, layer.rotary_dim))
+        v = stored(v * c.value_scale)
         o = rounded(attention_op(q, k, v, attn.attention_sink_bias))
         x = rounded(x + attn.o_proj(o))
         y = rounded(op.rms_norm(x, self.post_attention_layernorm.weight, c.eps))
@@ -174,6 +175,7 @@ class MiMoV2(nn.Module):
         super().__init__()
         self.config = config
         self.rounding = "bf16"
+        self.kv_format = "bf16"
         self.choose: Choose | None = None
         """Overrides or records the experts of eager runs; None (always, when traced) leaves the router
         alone."""
@@ -190,6 +192,7 @@ class MiMoV2(nn.Module):
         """
         op = torch.ops.tilecc
         rounded = op.round if self.rounding == "bf16" else _exact
+        stored = op.round_e4m3 if self.kv_format == "fp8" else rounded
         x = F.embedding(tokens, self.model.embed_tokens.weight)  # stored as bf16: nothing to round
         for i, block in enumerate(self.model.layers):
             k_cache, v_cache = caches[2 * i], caches[2 * i + 1]
@@ -209,7 +212,7 @@ class MiMoV2(nn.Module):
                     q, k, v, k_cache, v_cache, positions, seqs, sink, layer.window, scale, layer.index
                 )
 
-            x = block(x, positions, op, rounded, attention, self.choose)
+            x = block(x, positions, op, rounded, stored, attention, self.choose)
         y = rounded(op.rms_norm(x, self.model.norm.weight, self.config.eps))
         logits = self.lm_head(y)
         return logits, torch.argmax(logits, -1)
@@ -218,6 +221,7 @@ class MiMoV2(nn.Module):
         """Logits f32 [B, S, vocab] of whole sequences ids i64 [B, S] from position 0; differentiable."""
         batch, length = ids.shape
         rounded = plain.round if self.rounding == "bf16" else _exact
+        stored = plain.round_e4m3 if self.kv_format == "fp8" else rounded
         positions = torch.arange(length, device=ids.device).repeat(batch)
         x = F.embedding(ids.reshape(-1), self.model.embed_tokens.weight)
         for block in self.model.layers:
@@ -230,7 +234,7 @@ class MiMoV2(nn.Module):
                 o = plain.attend_sequence(q, k, v, sink, layer.window, layer.head_dim**-0.5)
                 return o.reshape(batch * length, -1)
 
-            x = block(x, positions, plain, rounded, attention, self.choose)
+            x = block(x, positions, plain, rounded, stored, attention, self.choose)
         y = rounded(plain.rms_norm(x, self.model.norm.weight, self.config.eps))
         return self.lm_head(y).reshape(batch, length, -1)
 

@@ -24,6 +24,15 @@ def round(x: Tensor) -> Tensor:
     return x.to(torch.bfloat16).to(torch.float32)
 
 
+E4M3_MAX = 448.0
+
+
+def round_e4m3(x: Tensor) -> Tensor:
+    """Round float32 to the nearest e4m3 (ties to even, larger magnitudes become 448, NaN stays) and widen
+    again: what a KV cache of format fp8 holds. The scale is 1."""
+    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(torch.float32)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x * rsqrt(mean(x^2) + eps) * weight`` over the last dimension (mimo.md 2.1)."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
@@ -262,6 +271,7 @@ def _split_qkv_copy(
 
 
 _define("round(Tensor x) -> Tensor", round, lambda x: torch.empty_like(x))
+_define("round_e4m3(Tensor x) -> Tensor", round_e4m3, lambda x: torch.empty_like(x))
 _define(
     "rms_norm(Tensor x, Tensor weight, float eps) -> Tensor",
     rms_norm,

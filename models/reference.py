@@ -92,16 +92,18 @@ def reference_run(
     rounding: str = "bf16",
     force: Force | None = None,
     rows: int = 8,
+    kv: str = "bf16",
 ) -> ReferenceRun:
     """Feed ``ids`` (P tokens at positions 0..P-1 of one sequence) in steps of ``rows`` rows through the
     cached decode step.
 
-    ``rounding`` is "bf16" (rounded where the kernel hands over bf16) or "f32". Returns logits and routing.
+    ``rounding`` is "bf16" (rounded where the kernel hands over bf16) or "f32"; ``kv`` the format of the
+    cache, "bf16" or "fp8", which holds with both. Returns logits and routing.
     """
     step = load_reference(model, checkpoint)
     routing = _Routing(force or {})
-    before = step.rounding, step.choose
-    step.rounding, step.choose = rounding, routing
+    before = step.rounding, step.choose, getattr(step, "kv_format", "bf16")
+    step.rounding, step.choose, step.kv_format = rounding, routing, kv
     try:
         caches = step.caches("cpu", 1, max(1, len(ids)))
         parts = []
@@ -112,7 +114,7 @@ def reference_run(
             logits, _ = step(tokens, positions, torch.zeros_like(tokens), *caches)
             parts.append(logits)
     finally:
-        step.rounding, step.choose = before
+        step.rounding, step.choose, step.kv_format = before
     return ReferenceRun(
         torch.cat(parts).numpy(),
         {layer: torch.cat(v).numpy() for layer, v in routing.used.items()},

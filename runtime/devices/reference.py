@@ -31,9 +31,14 @@ class Reference:
     note = "PyTorch eager on the CPU, not the kernel"
 
     def __init__(
-        self, model: Path | str | torch.nn.Module, checkpoint_dir: Path | str, rounding: str = "bf16"
+        self,
+        model: Path | str | torch.nn.Module,
+        checkpoint_dir: Path | str,
+        rounding: str = "bf16",
+        kv: str = "bf16",
     ) -> None:
-        """``model``: a model file, or its module with uninitialised parameters.
+        """``model``: a model file, or its module with uninitialised parameters. ``kv``: format of the KV
+        cache, bf16 or fp8.
 
         Raises TC0101-TC0104 for the model file, TC03xx for the checkpoint, TC0403 never (see the calls).
         """
@@ -49,6 +54,7 @@ class Reference:
         _check_names(module, state)
         module.load_state_dict(state, strict=False, assign=True)
         module.rounding = rounding
+        module.kv_format = kv
         self.module = module.eval().requires_grad_(False)
         self.stop_ids = stop_ids_of(checkpoint_dir, self.checkpoint.config)
         self.vocab = int(self._probe().shape[-1])
@@ -129,9 +135,10 @@ def reference_logits(
     checkpoint_dir: Path | str,
     ids: Sequence[int],
     rounding: str = "bf16",
+    kv: str = "bf16",
 ) -> NDArray[np.float32]:
-    """Teacher-forced logits f32[len(ids), vocab]; ``rounding`` "bf16" or "f32"."""
-    return Reference(model_file, checkpoint_dir, rounding).logits(ids)
+    """Teacher-forced logits f32[len(ids), vocab]; ``rounding`` "bf16" or "f32", ``kv`` "bf16" or "fp8"."""
+    return Reference(model_file, checkpoint_dir, rounding, kv).logits(ids)
 
 
 def _check_names(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:

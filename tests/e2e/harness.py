@@ -72,12 +72,12 @@ class Comparison:
         return f"{name}: {worst}, near-tied experts that flipped (gap of their scores): {listed or 'none'}"
 
 
-def order_noise(model: ModuleType, checkpoint: Path, ids: list[int], got: Answer) -> float:
+def order_noise(model: ModuleType, checkpoint: Path, ids: list[int], got: Answer, kv: str = "bf16") -> float:
     """What the order of float32 sums alone costs, as `Comparison.forced` counts it: the reference against
     itself with every projection summed in float64, rounded to bf16 at the same points, with the same
     experts."""
     force = imposed(got)
-    single = reference_run(model, checkpoint, ids, "bf16", force, rows=len(ids)).logits
+    single = reference_run(model, checkpoint, ids, "bf16", force, len(ids), kv).logits
     linear = torch.nn.functional.linear
 
     def exact(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ def order_noise(model: ModuleType, checkpoint: Path, ids: list[int], got: Answer
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.functional, "linear", exact)
-        double = reference_run(model, checkpoint, ids, "bf16", force, rows=len(ids)).logits
+        double = reference_run(model, checkpoint, ids, "bf16", force, len(ids), kv).logits
     assert not np.array_equal(single, double)  # the patch reached the model
     return float(np.abs(single - double).max() / np.abs(single).max())
 
@@ -99,11 +99,13 @@ def imposed(got: Answer) -> dict[tuple[int, int], Any]:
     }
 
 
-def compare(model: ModuleType, checkpoint: Path, ids: list[int], got: Answer, rounding: str) -> Comparison:
+def compare(
+    model: ModuleType, checkpoint: Path, ids: list[int], got: Answer, rounding: str, kv: str = "bf16"
+) -> Comparison:
     """Compare with the reference by itself, and with the reference made to use the kernel's experts."""
     force = imposed(got)
-    plain = reference_run(model, checkpoint, ids, rounding, rows=len(ids))
-    forced = reference_run(model, checkpoint, ids, rounding, force, rows=len(ids))
+    plain = reference_run(model, checkpoint, ids, rounding, rows=len(ids), kv=kv)
+    forced = reference_run(model, checkpoint, ids, rounding, force, len(ids), kv)
     # In the run that shares all earlier choices: how far the kernel's choice is from the reference's own.
     flips: dict[tuple[int, int], float] = {}
     for (layer, p), chosen in force.items():

@@ -384,6 +384,8 @@ def test_output_that_is_no_package_is_left_alone(cli: Any, tmp_path: Path) -> No
         ("TC0704", ["compile", MODEL], ["--target", "sm_90a", "sm_100a"]),
         ("TC0705", ["compile", MODEL, "--target", "sm_90a", "--tp", "2"], ["--to tiles", "2 ranks"]),
         ("TC0703", ["compile", MODEL, "--target", "sm_90a", "--tp", "0"], ["`--tp 0`"]),
+        ("TC0703", ["compile", MODEL, "--target", "sm_90a", "--kv", "fp4"], ["`fp4`", "bf16, fp8"]),
+        ("TC0706", ["compile", SMALL, "--target", "sm_90a", "--kv", "fp8"], ["kv_format", "--kv bf16"]),
         ("TC0702", ["explain", "TC0320"], ["`TC0320`", "did you mean"]),
         ("TC0703", ["compile", MODEL, "--target", "sm_90a", "--to", "tile"], ["`tile`", "tiles"]),
         ("TC0703", ["compile", MODEL, "--target", "sm_90a", "--max-context", 0], ["--max-context 0"]),

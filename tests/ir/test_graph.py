@@ -50,8 +50,8 @@ Graph(
     Node("kr", "rope", inputs=["k", "positions"], results=[Value("kr", "f32", ["T", 2, 12])], attrs={"theta": 1e4, "rotary_dim": 4}),
     Node("vs", "scale", inputs=["v"], results=[Value("vs", "f32", ["T", 2, 8])], attrs={"factor": 0.5}),
     Node("qb", "round", inputs=["qr"], results=[Value("qb", "f32", ["T", 4, 12])]),
-    Node("kb", "round", inputs=["kr"], results=[Value("kb", "f32", ["T", 2, 12])]),
-    Node("vb", "round", inputs=["vs"], results=[Value("vb", "f32", ["T", 2, 8])]),
+    Node("kb", "round_e4m3", inputs=["kr"], results=[Value("kb", "f32", ["T", 2, 12])]),
+    Node("vb", "round_e4m3", inputs=["vs"], results=[Value("vb", "f32", ["T", 2, 8])]),
     Node(
       "a",
       "attend",

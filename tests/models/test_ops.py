@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -242,3 +243,21 @@ def test_custom_operators_obey_the_dispatcher() -> None:
     ids, weights = op.route(torch.randn(3, 5), torch.zeros(5), 2, True, 1.0)
     mats = (torch.randn(5, 4, 6), torch.randn(5, 4, 6), torch.randn(5, 6, 4))
     check(op.experts.default, (torch.randn(3, 6), ids, weights, *mats, True), test_utils=tests)
+
+
+def test_round_e4m3_is_the_nearest_code_and_saturates() -> None:
+    """Against all codes of the format as ml_dtypes has them; ties go to the even code."""
+    codes = np.arange(256, dtype=np.uint8)
+    values = np.unique(codes.view(ml_dtypes.float8_e4m3fn).astype(np.float64)[~np.isin(codes & 127, 127)])
+    rng = np.random.default_rng(2)
+    between = (values[1:] + values[:-1]) / 2
+    x = np.concatenate([values, between, rng.standard_normal(2000) * 10.0 ** rng.integers(-4, 4, 2000)])
+    x = np.concatenate([x, [1e9, -1e9, 448, 460, np.inf, -np.inf]]).astype(np.float32)
+    got = ops.round_e4m3(torch.from_numpy(x)).numpy().astype(np.float64)
+    near = np.abs(values - np.clip(x, -448, 448).astype(np.float64)[:, None])
+    assert np.isin(got, values).all()
+    assert (np.abs(got - np.clip(x, -448, 448)) == near.min(axis=1)).all()
+    ties = np.flatnonzero((near == near.min(axis=1)[:, None]).sum(axis=1) == 2)
+    stored = got[ties].astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    assert len(ties) >= len(between) and (stored % 2 == 0).all()
+    assert np.isnan(ops.round_e4m3(torch.tensor([float("nan")])).numpy()).all()

@@ -31,7 +31,7 @@ from tests.ops.attention import (
 from tilecc.runtime.devices.emu_lib import DETECT_ALL
 
 Make = Callable[..., Built]
-KV = ("bf16",)
+KV = ("bf16", "fp8")
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,8 @@ class Attention(nn.Module):
         t = torch.ops.tilecc
         q, k, v = t.split_qkv(self.qkv_proj(y), 2, HEADS, KV_HEADS, DIM, V_DIM)
         q = t.round(t.rope(q, positions, 10000.0, 4))
-        k = t.round(t.rope(k, positions, 10000.0, 4))
-        v = t.round(v * 0.5)
+        k = t.round_e4m3(t.rope(k, positions, 10000.0, 4))
+        v = t.round_e4m3(v * 0.5)
         window = 8 * self.layer
         o = t.attend(q, k, v, k_cache, v_cache, positions, seqs, self.sink, window, 0.3, self.layer)
         return self.o_proj(t.round(o))

@@ -168,8 +168,8 @@ BAD_LINES: list[tuple[str, str, str, str, str]] = [
         "odd rotary",
         "TC0212",
         "rotary_dim must be even",
-        "        k = t.round(t.rope(k, positions, 10000.0, 4))\n",
-        "        k = t.round(t.rope(k, positions, 10000.0, 5))\n",
+        "        k = t.round_e4m3(t.rope(k, positions, 10000.0, 4))\n",
+        "        k = t.round_e4m3(t.rope(k, positions, 10000.0, 5))\n",
     ),
     (
         "no spec entry",

@@ -35,6 +35,9 @@ def compile_command(
         typer.Option("--grid", help="CTAs to launch by default [default: one per SM].", show_default=False),
     ] = None,
     ranks: Annotated[int, typer.Option("--tp", help="Ranks of the tensor-parallel group.")] = 1,
+    kv: Annotated[
+        str, typer.Option("--kv", help="KV cache: bf16, or fp8 (e4m3 with scale 1, half the bytes).")
+    ] = "bf16",
     build: Annotated[bool, typer.Option("--build", help="Also build the CUDA library with nvcc.")] = False,
     build_for: Annotated[
         list[str] | None,
@@ -85,6 +88,7 @@ def compile_command(
             grid=grid,
             ranks=ranks,
             stop_after=to,
+            kv=kv,
         )
     timing = ", ".join(f"{phase} {s:.1f} s" for phase, s in result.seconds.items())
     if result.manifest is None:
@@ -108,7 +112,8 @@ def compile_command(
     }
     say(f"compiled in {sum(result.seconds.values()):.1f} s: {timing}")
     say(f"  kernel   {manifest.kernel}: {manifest.threads} threads, {manifest.smem_bytes:,} B smem per CTA")
-    say(f"  weights  {manifest.image_bytes:,} B image, {manifest.kv_bytes:,} B KV cache")
+    cache = f"{manifest.kv_bytes:,} B KV cache in {manifest.kv_format}"
+    say(f"  weights  {manifest.image_bytes:,} B image, {cache}")
     say(f"  source   {summary['source']}")
     say(f"  report   {result.package_dir / 'report.txt'}")
     if build or build_for:

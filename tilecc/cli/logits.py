@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tilecc.cli.console import emit, emit_json, say, status
-from tilecc.cli.packages import config_places, is_model, model_of, package_of, parse_ids
+from tilecc.cli.packages import config_places, is_model, kv_of, model_of, package_of, parse_ids
 from tilecc.diag import error
 from tilecc.diag.model import nearest
 
@@ -63,7 +63,7 @@ def logits_command(
             config_places(checkpoint / "config.json"),
             status(f"computing {len(tokens)} positions in PyTorch"),
         ):
-            logits = reference_logits(model_of(model), checkpoint, tokens, rounding)
+            logits = reference_logits(model_of(model), checkpoint, tokens, rounding, kv_of(model))
     else:
         from tilecc.runtime.engine import Engine
 

@@ -110,6 +110,13 @@ def package_of(given: Path, checkpoint: Path, *, max_context: int, max_seqs: int
     return result.package_dir
 
 
+def kv_of(given: Path) -> str:
+    """Format of the KV cache: a package's own, bf16 for a model file."""
+    from tilecc.package import Manifest
+
+    return "bf16" if is_model(given) else Manifest.load(given).kv_format
+
+
 def model_of(given: Path) -> Path:
     """Return the model file of a package, for the reference device: in models/ here or in the installed one.
 

@@ -13,7 +13,7 @@ import typer
 
 from tilecc.cli.console import emit, emit_json, say, status
 from tilecc.cli.logits import check_choice
-from tilecc.cli.packages import config_places, is_model, model_of, package_of
+from tilecc.cli.packages import config_places, is_model, kv_of, model_of, package_of
 from tilecc.cli.verify import Verdict, verify_greedy
 from tilecc.diag import error
 
@@ -108,7 +108,7 @@ def run_command(
     if verify:
         model = package if is_model(package) else model_of(package)
         with status("comparing with the PyTorch reference"):
-            verdict = verify_greedy(model, checkpoint, ids, answer.tokens)
+            verdict = verify_greedy(model, checkpoint, ids, answer.tokens, kv_of(package))
     where = report or (
         folder.with_name(folder.name + ".run") if folder else Path("build") / f"{package.stem}.run"
     )
@@ -172,7 +172,7 @@ def _reference(
     with status("loading the model into PyTorch"):
         from tilecc.runtime.devices.reference import Reference
 
-        loaded = Reference(model_of(model), checkpoint)
+        loaded = Reference(model_of(model), checkpoint, kv=kv_of(model))
     say(prompt, end="")
     result = loaded.generate(ids, max_tokens, on_token=show)
     tokens = list(result.tokens)

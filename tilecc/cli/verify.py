@@ -59,13 +59,17 @@ class Verdict:
         return asdict(self) | {"ok": self.ok, "bound": 2 * LOGIT_ERROR}
 
 
-def verify_greedy(model: Path, checkpoint: Path, prompt: list[int], tokens: list[int]) -> Verdict:
-    """Feed prompt and tokens to the reference and compare its choice at every new token."""
+def verify_greedy(
+    model: Path, checkpoint: Path, prompt: list[int], tokens: list[int], kv: str = "bf16"
+) -> Verdict:
+    """Feed prompt and tokens to the reference, whose cache has the format `kv`, and compare its choice at
+    every new token."""
     from tilecc.runtime.devices.reference import reference_logits
 
     if not tokens:
         return Verdict(0, (), 0.0)
-    logits = reference_logits(model, checkpoint, [*prompt, *tokens[:-1]], "bf16")[len(prompt) - 1 :]
+    logits = reference_logits(model, checkpoint, [*prompt, *tokens[:-1]], "bf16", kv)
+    logits = logits[len(prompt) - 1 :]
     differences = []
     smallest = float("inf")
     for place, (row, token) in enumerate(zip(logits, tokens, strict=True)):

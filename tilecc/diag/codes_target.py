@@ -54,4 +54,14 @@ shard` and `--to tiles` print it. The exchanges have no emitted form yet: kernel
         right="tilecc compile MODEL --target sm_90a --tp 8 --to tiles",
         exit_code=2,
     ),
+    "TC0706": Entry(
+        title="the model has no KV cache of this format",
+        explanation="""
+`--kv fp8` stores keys and values as e4m3 with scale 1. The model file decides where they are rounded: its
+module has an attribute `kv_format`, which the compiler sets. A model without it has a bf16 cache only.
+""",
+        wrong="tilecc compile MODEL --target sm_90a --kv fp8",
+        right="tilecc compile MODEL --target sm_90a --kv bf16",
+        exit_code=2,
+    ),
 }

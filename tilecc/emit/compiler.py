@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from tilecc import __version__
 from tilecc.diag import error
+from tilecc.diag.model import nearest
 from tilecc.emit.cuda import TEMPLATES, emit_cuda, smem_bytes, symbol
 from tilecc.emit.tables import build_tables
+from tilecc.ir.attention import KV_FORMATS
 from tilecc.ir.graph_rules import GRAPH_RULES
 from tilecc.ir.program import Program
 from tilecc.ir.program_rules import PROGRAM_RULES
@@ -25,6 +27,7 @@ from tilecc.ir.tile import Weight
 from tilecc.ir.tile_rules import TILE_RULES
 from tilecc.ir.verify import expect
 from tilecc.package import ImageEntry, Manifest, Region, text_digest
+from tilecc.package.manifest import KvFormat
 from tilecc.passes.context import Decision, PassContext
 from tilecc.passes.pipeline import FUSE, PROGRAM, SHARD, TILE_PASSES
 from tilecc.passes.tile import MAX_GRID
@@ -57,12 +60,14 @@ def compile_model(
     grid: int | None = None,
     ranks: int = 1,
     stop_after: str | None = None,
+    kv: str = "bf16",
 ) -> CompileResult:
     """Compile a model file into the package directory `out`, which appears whole or not at all.
 
-    `max_context` in positions, `max_seqs` in sequences, `grid` the default number of CTAs (one per SM). With
-    `stop_after` (a name of PHASES) the texts made so far are returned and nothing is written. Raises
-    TileccError for the user's errors: TC01xx model file, TC02xx lowering, TC07xx target and options.
+    `max_context` in positions, `max_seqs` in sequences, `grid` the default number of CTAs (one per SM), `kv`
+    the format of the KV cache: bf16, or fp8 (e4m3 with scale 1). With `stop_after` (a name of PHASES) the
+    texts made so far are returned and nothing is written. Raises TileccError for the user's errors: TC01xx
+    model file, TC02xx lowering, TC07xx target and options.
     """
     from tilecc.trace.capture import trace_model
 
@@ -79,6 +84,13 @@ def compile_model(
         raise error(
             "TC0703", f"`--grid {grid}` is outside 1 to {MAX_GRID}", help="choose at most one CTA per SM"
         )
+    if kv not in KV_FORMATS:
+        raise error(
+            "TC0703",
+            f"unknown KV cache format `{kv}`",
+            note=f"formats: {', '.join(KV_FORMATS)}",
+            help=nearest(kv, KV_FORMATS),
+        )
     check_output(out)
     ctx = PassContext(machine, max_context, max_seqs, ranks)
     seconds: dict[str, float] = {}
@@ -88,7 +100,7 @@ def compile_model(
         return CompileResult(out, seconds, manifest, tuple(ctx.decisions), texts)
 
     with _timed(seconds, "trace"):
-        graph = trace_model(model_file, config)
+        graph = trace_model(model_file, config, kv)
         texts["00-graph.txt"] = graph.to_text()
     if stop_after == "trace":
         return result()
@@ -127,7 +139,7 @@ def compile_model(
         manifest = package_program(
             program, ctx, texts, out,
             model_file=model_file.name, config=config if config is not None else model_config(model_file),
-            grid=grid,
+            grid=grid, kv=kv,
         )  # fmt: skip
     return result(manifest)
 
@@ -141,6 +153,7 @@ def package_program(
     model_file: str,
     config: dict[str, Any],
     grid: int | None = None,
+    kv: str = "bf16",
 ) -> Manifest:
     """Write the package of a Program whose kernel text is `texts["step.cu"]`; return its manifest."""
     image, image_bytes = lay_out(image_entry(w) for w in program.weights)
@@ -152,7 +165,7 @@ def package_program(
         max_seqs=ctx.max_seqs, vocab=program.vocab, hidden=program.hidden, image_bytes=image_bytes,
         image=image, workspace_bytes=program.workspace_bytes,
         workspace=[Region(r.name, r.offset, r.nbytes, "zero") for r in program.workspace],
-        kv_bytes=program.kv_bytes, tables_bytes=len(tables),
+        kv_bytes=program.kv_bytes, kv_format=cast(KvFormat, kv), tables_bytes=len(tables),
         decisions=[dataclasses.asdict(d) for d in ctx.decisions],
     )  # fmt: skip
     return write_package(out, manifest, program, tables, texts)
@@ -232,7 +245,7 @@ def report(manifest: Manifest, program: Program) -> str:
         f" context {manifest.max_context}",
         f"  {manifest.threads} threads and {manifest.smem_bytes} B of shared memory per CTA",
         f"  weight image {manifest.image_bytes:,} B, workspace {manifest.workspace_bytes:,} B,"
-        f" KV cache {manifest.kv_bytes:,} B",
+        f" KV cache {manifest.kv_bytes:,} B in {manifest.kv_format}",
         "",
         "program of one step:",
     ]

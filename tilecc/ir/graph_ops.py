@@ -169,6 +169,12 @@ GRAPH_OPS: dict[str, OpInfo] = {
         _embedding,
     ),
     "round": OpInfo("value rounded to bf16, held in float32", "torch.ops.tilecc.round(x)", (_X,), _same),
+    "round_e4m3": OpInfo(
+        "value rounded to e4m3 with scale 1, held in float32: keys and values of an fp8 cache",
+        "torch.ops.tilecc.round_e4m3(x)",
+        (_X,),
+        _same,
+    ),
     "rms_norm": OpInfo(
         "x * rsqrt(mean(x^2) + eps) * weight over the last dimension, in float32",
         "torch.ops.tilecc.rms_norm(x, weight, eps)",

@@ -273,7 +273,7 @@ def rounding_points(graph: Graph) -> Iterator[Diagnostic]:
 
     def rounded(name: str) -> bool:
         node = producers.get(name)
-        if node is None or node.op == "round":
+        if node is None or node.op in ("round", "round_e4m3"):
             return node is not None
         table = operands.get(node.inputs[-1]) if node.op == "embedding" and node.inputs else None
         return isinstance(table, Param) and table.format == "bf16"

@@ -29,6 +29,7 @@ MANIFEST_NAME = "manifest.json"
 
 EntryKind = Literal["matrix", "norm", "f32", "embed", "rope"]
 EntryFormat = Literal["bf16", "f32", "fp8_block", "mxfp4", "-"]
+KvFormat = Literal["bf16", "fp8"]
 RowRule = Literal["plain", "gate_up", "qkv", "-"]
 
 
@@ -94,6 +95,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     workspace_bytes: int
     workspace: list[Region]
     kv_bytes: int
+    kv_format: KvFormat = "bf16"
     tables: str = "tables.bin"
     tables_bytes: int
     decisions: list[dict[str, Any]] = []

@@ -46,16 +46,18 @@ STEP_INPUTS = ("tokens", "positions", "seqs")
 _DTYPES = {torch.float32: "f32", torch.int64: "i64"}
 
 
-def trace_model(model_file: Path, config: dict[str, Any] | None = None) -> Graph:
+def trace_model(model_file: Path, config: dict[str, Any] | None = None, kv: str = "bf16") -> Graph:
     """Trace the decode step of a model file to a verified Graph named after the file.
 
-    `config` is the parsed config.json, None for the model file's own default. Raises TileccError, each with
+    `config` is the parsed config.json, None for the model file's own default; `kv` the format of the KV
+    cache. Raises TileccError TC0706 if the model has no such cache, and, each with
     the user's file and line: TC0101 to TC0104 and TC0109 for the file and its code, TC0105 for an op that
     cannot be lowered, TC0106 for control flow that depends on values, TC0203 for a dtype, TC0212 for a broken
     Graph rule.
     """
     sources = Sources(model_file)
     module = make_module(model_file, config)
+    set_kv_format(module, kv, model_file)
     caches = meta_caches(sources, module)
     program = export(sources, module, caches)
     graph = _Capture(sources, module, program, caches).graph(model_file.stem)
@@ -63,6 +65,20 @@ def trace_model(model_file: Path, config: dict[str, Any] | None = None) -> Graph
     if found:
         raise TileccError(_per_line(sources, found))
     return graph
+
+
+def set_kv_format(module: nn.Module, kv: str, model_file: Path) -> None:
+    """Choose the format of the model's KV cache. Raises TC0706 for a model that has only bf16."""
+    if hasattr(module, "kv_format"):
+        module.kv_format = kv
+    elif kv != "bf16":
+        raise error(
+            "TC0706",
+            f"the model has no {kv} KV cache",
+            span=Span(str(model_file)),
+            note="its module has no attribute `kv_format`",
+            help="add the attribute (docs/models.md), or compile with --kv bf16",
+        )
 
 
 def _per_line(sources: Sources, found: list[Diagnostic]) -> list[Diagnostic]:

@@ -118,6 +118,11 @@ def _round(node: FxNode, x: Any) -> Converted:
     return Call("round", (x,))
 
 
+@converter("tilecc.round_e4m3.default")
+def _round_e4m3(node: FxNode, x: Any) -> Converted:
+    return Call("round_e4m3", (x,))
+
+
 @converter("tilecc.rms_norm.default")
 def _rms_norm(node: FxNode, x: Any, weight: Any, eps: Any) -> Converted:
     return Call("rms_norm", (x, weight), {"eps": eps})

@@ -9,6 +9,7 @@ from tilecc.ir.graph_ops import GRAPH_OPS
 # Ops named after their input: the suffix they add to it.
 _SUFFIX = {
     "round": "_bf16",
+    "round_e4m3": "_e4m3",
     "rope": "_rope",
     "scale": "_scaled",
     "silu": "_silu",

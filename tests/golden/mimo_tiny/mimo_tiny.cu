@@ -175,7 +175,7 @@ static_assert(Cx::S::kTotal == 176384, "the runtime asks for this much shared me
 // ---- ops -----------------------------------------------------------------------------------------------------------
 
 // embed: model.embed_tokens
-//   from mimo_v2.py:193
+//   from mimo_v2.py:196
 //   waits for commit: counter over state
 struct EmbedOp {
   static constexpr u64 kX = ws::kX;
@@ -231,7 +231,7 @@ struct QkvGlobalOp {
 using QkvGlobal = tilecc::Gemv<Config, QkvGlobalOp>;
 
 // layers.0.attention: model.layers.0.attend, model.layers.0.attend_bf16 (and 2 more layers)
-//   from mimo_v2.py:208 (model.layers.0)
+//   from mimo_v2.py:211 (model.layers.0)
 //   waits for layers.0.qkv: counter over kv.0, queries
 struct AttentionGlobalOp {
   static constexpr u32 kHeads = 8;
@@ -256,7 +256,7 @@ struct AttentionGlobalOp {
 using AttentionGlobal = tilecc::SplitAttention<Config, AttentionGlobalOp>;
 
 // layers.0.attention_merge: model.layers.0.attend, model.layers.0.attend_bf16 (and 2 more layers)
-//   from mimo_v2.py:208 (model.layers.0)
+//   from mimo_v2.py:211 (model.layers.0)
 //   waits for layers.0.attention: counter over attention_partials
 struct AttentionMergeOp {
   static constexpr u32 kHeads = 8;
@@ -299,7 +299,7 @@ using OProj = tilecc::Gemv<Config, OProjOp>;
 
 // layers.0.attn_reduce: model.layers.0.self_attn.o_proj_add, model.layers.0.self_attn.o_proj_add_bf16 (and 7 more
 //   layers)
-//   from mimo_v2.py:134 (model.layers.0)
+//   from mimo_v2.py:135 (model.layers.0)
 //   waits for layers.0.o_proj: counter over partials
 struct AttnReduceOp {
   static constexpr u64 kX = ws::kX;
@@ -365,7 +365,7 @@ struct DownOp {
 using Down = tilecc::Gemv<Config, DownOp>;
 
 // layers.0.mlp_reduce: model.layers.0.mlp.down_proj_add, model.layers.0.mlp.down_proj_add_bf16
-//   from mimo_v2.py:139 (model.layers.0)
+//   from mimo_v2.py:140 (model.layers.0)
 //   waits for layers.0.down: counter over partials
 struct MlpReduceOp {
   static constexpr u64 kX = ws::kX;
@@ -423,7 +423,7 @@ struct QkvWindow32Op {
 using QkvWindow32 = tilecc::Gemv<Config, QkvWindow32Op>;
 
 // layers.1.attention: model.layers.1.attend, model.layers.1.attend_bf16 (and 4 more layers)
-//   from mimo_v2.py:208 (model.layers.1)
+//   from mimo_v2.py:211 (model.layers.1)
 //   waits for layers.1.qkv: counter over kv.1, queries
 struct AttentionWindow32Op {
   static constexpr u32 kHeads = 8;
@@ -451,7 +451,7 @@ using AttentionWindow32 = tilecc::WindowAttention<Config, AttentionWindow32Op>;
 
 // layers.1.router: model.layers.1.post_attention_layernorm, model.layers.1.post_attention_layernorm_bf16,
 //   model.layers.1.mlp.gate (and 6 more layers)
-//   from mimo_v2.py:145 (model.layers.1)
+//   from mimo_v2.py:146 (model.layers.1)
 //   waits for layers.1.attn_reduce: counter over sum_sq, x
 struct RouterOp {
   static constexpr Format kFormat = Format::kF32;
@@ -476,7 +476,7 @@ struct RouterOp {
 using Router = tilecc::Gemv<Config, RouterOp>;
 
 // layers.1.route: model.layers.1.route (and 6 more layers)
-//   from mimo_v2.py:146 (model.layers.1)
+//   from mimo_v2.py:147 (model.layers.1)
 //   waits for layers.1.router: counter over router_logits
 struct RouteOp {
   static constexpr u32 kExperts = 16;
@@ -495,7 +495,7 @@ using Route = tilecc::Route<Config, RouteOp>;
 
 // layers.1.experts_up: model.layers.1.post_attention_layernorm, model.layers.1.post_attention_layernorm_bf16,
 //   model.layers.1.experts (and 6 more layers)
-//   from mimo_v2.py:151 (model.layers.1)
+//   from mimo_v2.py:152 (model.layers.1)
 //   waits for layers.1.route: mbarrier over routing
 struct ExpertsUpOp {
   static constexpr Format kFormat = Format::kMxfp4;
@@ -520,7 +520,7 @@ struct ExpertsUpOp {
 using ExpertsUp = tilecc::Gemv<Config, ExpertsUpOp>;
 
 // layers.1.experts_down: model.layers.1.experts (and 6 more layers)
-//   from mimo_v2.py:151 (model.layers.1)
+//   from mimo_v2.py:152 (model.layers.1)
 //   waits for layers.1.experts_up: counter over expert_hidden
 struct ExpertsDownOp {
   static constexpr Format kFormat = Format::kMxfp4;
@@ -544,7 +544,7 @@ struct ExpertsDownOp {
 using ExpertsDown = tilecc::Gemv<Config, ExpertsDownOp>;
 
 // layers.1.moe_reduce: model.layers.1.experts_add, model.layers.1.experts_add_bf16 (and 6 more layers)
-//   from mimo_v2.py:137 (model.layers.1)
+//   from mimo_v2.py:138 (model.layers.1)
 //   waits for layers.1.experts_down: counter over partials
 struct MoeReduceOp {
   static constexpr u64 kX = ws::kX;
@@ -583,7 +583,7 @@ struct HeadOp {
 using Head = tilecc::Gemv<Config, HeadOp>;
 
 // commit: lm_head_argmax
-//   from mimo_v2.py:215
+//   from mimo_v2.py:218
 //   waits for head: counter over argmax
 struct CommitOp {
   static constexpr u64 kPartials = ws::kArgmax;
