@@ -44,28 +44,32 @@ inline uint32_t touching(const Access& old, uint32_t bytes) {
   return ((2u << high) - (1u << low)) << first;
 }
 
-// `narrow`: as if every scope had been wide enough.
-inline bool covers(const Clocks& k, const Access& old, uint32_t bytes, bool narrow = false) {
-  const Clock& clock = narrow ? k.narrow : k.seen;
-  if (clock.get(old.agent) >= old.time) return true;
-  if (old.async) return false;
+// What a clock says of single lanes: lane 0 by its releases, others by their fences in the running epoch. `narrow`: as
+// if every scope had been wide enough.
+__attribute__((noinline)) bool covers_lanes(const Clocks& k, const Access& old, uint32_t bytes, bool narrow) {
   const uint32_t lanes = touching(old, bytes);
-  if (lanes == 1) return clock.get(old.agent + kLane0Part) >= old.release;
-  if (k.past.empty()) return false;
+  if (lanes == 1) return (narrow ? k.narrow : k.seen).get(old.agent + kLane0Part) >= old.release;
   uint32_t past = 0;
   for (const LanePast& p : k.past)
     if (p.agent == old.agent && p.epoch == old.time && old.release < p.fences && p.narrow <= narrow) past |= p.lanes;
   return !(lanes & ~past);
 }
 
-inline bool happened_before(const Access& old, const Current& now) {
-  if (old.agent == now.agent && !old.async)
-    return old.time < now.warp->clocks.epoch || !(touching(old, now.access.bytes) & ~now.lane);
-  if (TK_LIKELY(covers(*now.knows, old, now.access.bytes))) return true;
-  if (now.lane == 1) return false;
+TK_ALWAYS bool covers(const Clocks& k, const Access& old, uint32_t bytes, bool narrow = false) {
+  if ((narrow ? k.narrow : k.seen).get(old.agent) >= old.time) return true;
+  return !old.async && covers_lanes(k, old, bytes, narrow);
+}
+
+__attribute__((noinline)) bool covered_apart(const Access& old, const Current& now) {
   for (const LaneClocks& a : now.warp->clocks.apart)
     if ((a.lanes & now.lane) && covers(a.clocks, old, now.access.bytes)) return true;
   return false;
+}
+
+TK_ALWAYS bool happened_before(const Access& old, const Current& now) {
+  if (old.agent == now.agent && !old.async)
+    return old.time < now.warp->clocks.epoch || !(touching(old, now.access.bytes) & ~now.lane);
+  return TK_LIKELY(covers(*now.knows, old, now.access.bytes)) || (now.lane != 1 && covered_apart(old, now));
 }
 
 bool proxied(const Access& old, const Current& now) {
@@ -140,24 +144,34 @@ inline void check_pair(const Access& old, const Current& now, Name&& name) {
     report_race(old, now, Order::kNoFence, name);
 }
 
-// True if `old` need not be remembered once the current access is. Both touch some of the same bytes.
+// True if the bytes that both touch need not be remembered of `old` once the current access is.
 inline bool superseded(const Access& old, const Current& now) {
   const Access& a = now.access;
-  if (old.bytes & ~a.bytes) return false;
   if (a.write) return !(old.atomic && a.atomic) || happened_before(old, now);
   if (old.write) return now.observes && old.atomic;
   return old.agent == a.agent && old.time < a.time;
 }
 
-// One entry stands for several lanes of a warp that do the same in one epoch: to the same bytes, or each to the next.
-inline bool merge(Access& old, const Access& a) {
-  if (old.agent != a.agent || old.time != a.time || old.write != a.write || (old.async | a.async | old.atomic | a.atomic)) return false;
-  if (old.bytes == a.bytes && !old.striped) {
-    if (old.write && old.lanes != a.lanes) return false;
-    old.lanes |= a.lanes;
-    old.release = a.release > old.release ? a.release : old.release;
-    return true;
+// Forgets some bytes of an access; false if none are left.
+inline bool shrink(Access& old, uint32_t bytes) {
+  const uint32_t rest = old.bytes & ~bytes;
+  if (!rest) return false;
+  if (old.striped) {
+    // What is left must be one run of lanes.
+    const uint32_t run = rest / (rest & -rest);
+    const uint32_t lanes = old.lanes & ~touching(old, bytes);
+    if ((run & (run + 1)) || __builtin_popcount(rest) * __builtin_popcount(old.lanes) !=
+                                 __builtin_popcount(old.bytes) * __builtin_popcount(lanes))
+      return true;
+    old.lanes = lanes;
+    old.striped = (lanes & (lanes - 1)) != 0;
   }
+  old.bytes = static_cast<uint16_t>(rest);
+  return true;
+}
+
+// Joins an access to the lanes that each touched the next bytes.
+bool stripe(Access& old, const Access& a) {
   if (old.release != a.release || (old.lanes & 1) || a.lanes == 1) return false;
   if (old.striped && !(a.bytes & ~old.bytes)) return touching(old, a.bytes) == a.lanes;  // again
   if (old.bytes & a.bytes) return false;
@@ -178,14 +192,28 @@ inline bool merge(Access& old, const Access& a) {
   return true;
 }
 
+// One entry stands for several lanes of a warp that do the same in one epoch: to the same bytes, or each to the next.
+TK_ALWAYS bool merge(Access& old, const Access& a) {
+  if (old.agent != a.agent || old.time != a.time || old.write != a.write || (old.async | a.async | old.atomic | a.atomic)) return false;
+  if (old.bytes == a.bytes && !old.striped) {
+    if (old.write && old.lanes != a.lanes) return false;
+    old.lanes |= a.lanes;
+    old.release = a.release > old.release ? a.release : old.release;
+    return true;
+  }
+  return stripe(old, a);
+}
+
 enum Fate { kKeep, kDrop, kMerged };
 
 template <class Name>
 TK_ALWAYS Fate meet(Access& old, const Current& now, bool merged, Name&& name) {
+  // Reads of others: most of what piles up in an activation that every warp reads.
+  if (!(old.write | now.access.write) && old.agent != now.access.agent) return kKeep;
   if (old.bytes & now.access.bytes) {
     check_pair(old, now, name);
     if (!merged && merge(old, now.access)) return kMerged;
-    return superseded(old, now) ? kDrop : kKeep;
+    return superseded(old, now) && !shrink(old, now.access.bytes) ? kDrop : kKeep;
   }
   return !merged && merge(old, now.access) ? kMerged : kKeep;
 }
@@ -208,9 +236,10 @@ __attribute__((noinline)) bool visit_more(Granule* g, const Current& now, bool m
     const Fate fate = meet(list[i], now, merged, name);
     if (fate == kDrop) continue;
     merged |= fate == kMerged;
-    if (left != i) list[left] = list[i];
+    if (TK_UNLIKELY(left != i)) list[left] = list[i];
     left++;
   }
+  if (left == list.size()) return merged;
   list.resize(left);
   if (list.empty()) {
     e.free_lists.push_back(g->more - 1);

@@ -26,6 +26,7 @@ RELEASE_STAGE = """        syncwarp();
         mbar_arrive(sb + kEmpty + 8 * slot);
 """
 WAIT_FULL = "        mbar_wait(sb + kFull + 8 * slot, phase, w);\n"
+HALF_WAIT = "        if (lane() < 16) mbar_wait(sb + kFull + 8 * slot, phase, w);\n"
 WAIT_EMPTY = "        mbar_wait(sb + kEmpty + 8 * slot, phase, w);\n"
 WAIT_X = "    mbar_wait(sb + kXFull, x_phase, w);\n"
 FENCE_OUT = """      fence_proxy_async();
@@ -37,6 +38,7 @@ DEPEND = "      wait_ge(p.counters + op * 32, p.tiles, w);\n"
 # name -> (edits, codes one of which must be the class of some finding, part of the line a race points to)
 MUTATIONS: dict[str, tuple[list[tuple[str, str]], set[str], str]] = {
     "full wait dropped": ([(WAIT_FULL, "")], {RACE, "TC0907", UNINIT}, ""),
+    "half of the lanes wait": ([(WAIT_FULL, HALF_WAIT)], {RACE, UNINIT}, ""),
     "empty wait dropped": ([(WAIT_EMPTY, "")], {RACE, "TC0907"}, ""),
     "acts wait dropped": ([(WAIT_X, "")], {RACE, UNINIT}, "lds64("),
     "stage released before it is read": (
@@ -102,6 +104,7 @@ MUTATIONS: dict[str, tuple[list[tuple[str, str]], set[str], str]] = {
 }
 
 HARMLESS = {
+    "half of the lanes wait for all": [(WAIT_FULL, HALF_WAIT + "        syncwarp();\n")],
     "second syncwarp": [
         (
             "    syncwarp();\n    mbar_arrive(sb + kXEmpty);",
