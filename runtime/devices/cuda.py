@@ -113,6 +113,7 @@ class CudaDevice:
 
     def __init__(self, package: Path, manifest: Manifest, grid: int | None = None) -> None:
         """Open ``lib<name>.so``, building it when it is not there. Raises TC0402, TC0407, TC0603, TC05xx."""
+        self._manifest = manifest
         path = package / f"lib{manifest.name}.so"
         if path.is_file():
             self._library = Library(path, manifest)
@@ -200,7 +201,10 @@ class CudaDevice:
             raise error(
                 "TC0404",
                 "the kernel stopped without finishing",
-                note=[*describe_status(self._status.tolist()), f"CUDA: {text}"],
+                note=[
+                    *describe_status(self._status.tolist(), self._manifest, params.workspace),
+                    f"CUDA: {text}",
+                ],
                 help="run the same prompt with `--device emulator`, and report this with the package",
             ) from None
         return {"kernel_ms": float(began.elapsed_time(ended))}

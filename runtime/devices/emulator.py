@@ -21,6 +21,7 @@ from tilecc.package import Manifest, Region
 from tilecc.runtime.abi import MAX_ROWS, STATUS_WORDS, STEP, Params
 from tilecc.runtime.devices import emu_lib
 from tilecc.runtime.devices.base import Access, Buffer, Bytes, Launch, Stats
+from tilecc.runtime.devices.status import describe_status
 
 DEFAULT_GRID = 4
 """CTAs when the caller names no number. Fewer are faster here; results do not depend on it."""
@@ -93,6 +94,8 @@ class EmulatorDevice:
         self._package = package
         self._vocab = manifest.vocab
         self._status = emu_lib.aligned(STATUS_WORDS * 4)
+        self._manifest = manifest
+        self.last_status: list[str] = []
         self.last_report = ""
         self.last_result: emu_lib.LaunchResult | None = None
         self.configure(seed=seed, schedule=schedule, landing=landing, detect=detect, preempt=preempt)
@@ -195,6 +198,9 @@ class EmulatorDevice:
         self.last_result = result
         self.last_report = result.report
         self.stats = self.stats + result.stats
+        self.last_status = describe_status(
+            self._status.view(np.uint32).tolist(), self._manifest, _address(launch.workspace)
+        )
         if not result.ok:
             raise _stopped(result, self._package)
         stats = result.stats

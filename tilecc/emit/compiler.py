@@ -18,6 +18,7 @@ from tilecc import __version__
 from tilecc.diag import error
 from tilecc.diag.model import nearest
 from tilecc.emit.cuda import TEMPLATES, emit_cuda, smem_bytes, symbol
+from tilecc.emit.names import status_names
 from tilecc.emit.tables import build_tables
 from tilecc.ir.attention import KV_FORMATS
 from tilecc.ir.graph_rules import GRAPH_RULES
@@ -166,7 +167,7 @@ def package_program(
         image=image, workspace_bytes=program.workspace_bytes,
         workspace=[Region(r.name, r.offset, r.nbytes, "zero") for r in program.workspace],
         kv_bytes=program.kv_bytes, kv_format=cast(KvFormat, kv), tables_bytes=len(tables),
-        decisions=[dataclasses.asdict(d) for d in ctx.decisions],
+        decisions=[dataclasses.asdict(d) for d in ctx.decisions], names=status_names(program),
     )  # fmt: skip
     return write_package(out, manifest, program, tables, texts)
 

@@ -9,6 +9,7 @@ from tilecc.package.manifest import (
     EntryKind,
     ImageEntry,
     Manifest,
+    Names,
     Region,
     RowRule,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "EntryKind",
     "ImageEntry",
     "Manifest",
+    "Names",
     "Region",
     "RowRule",
     "text_digest",

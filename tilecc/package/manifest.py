@@ -67,6 +67,16 @@ class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     init: Literal["zero", "none"] = "zero"
 
 
+class Names(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Names for the numbers of a status record: roles and ops by number, counters by number (one per 128
+    bytes of the workspace region "counters"), mbarriers by place (8 bytes each from shared offset 0)."""
+
+    roles: list[str] = []
+    ops: list[str] = []
+    counters: list[str] = []
+    barriers: list[str] = []
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the runtime needs besides ``tables.bin`` and the built kernel."""
 
@@ -99,6 +109,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tables: str = "tables.bin"
     tables_bytes: int
     decisions: list[dict[str, Any]] = []
+    names: Names = Names()
 
     def entry(self, name: str) -> ImageEntry:
         """Return the image entry called ``name``. Raises KeyError."""
