@@ -35,6 +35,15 @@ uint32_t box_bytes(const tilecc_tensor& t) {
   return n;
 }
 
+// The hardware raises an illegal instruction (H100) where a box does not start at a multiple of 16 bytes.
+void check_start(const tilecc_tensor& t, const BoxAt& at, const char* what, Site site) {
+  const int64_t start = static_cast<int64_t>(at.at[0]) * tilecc_element_bytes(t.type);
+  if (start % 16)
+    fatal("TC0905", text("%s: %s at coordinate %d of dimension 0, byte %lld; boxes start at multiples of 16 bytes",
+                         who_now().c_str(), what, at.at[0], static_cast<long long>(start)),
+          site);
+}
+
 // A row of a box: its part inside the tensor.
 struct Row {
   uint8_t* global;
@@ -91,6 +100,7 @@ void tma_load(uint32_t dst, const tk::tmap_t* map, uint32_t rank, BoxAt at, uint
   count(kTma);
   count(kBulkLoadBytes, bytes);
   check_shared(t, dst, what, site);
+  check_start(t, at, what, site);
   const AsyncAccess by{m->agent, static_cast<uint32_t>(m->phase) + 1};
   for_rows(t, at, [&](const Row& r) {
     global_range(r.global, r.bytes, 1, false, what, site);
@@ -112,6 +122,7 @@ void tma_store(const tk::tmap_t* map, uint32_t src, uint32_t rank, BoxAt at, con
   count(kTma);
   count(kBulkStoreBytes, bytes);
   check_shared(t, src, what, site);
+  check_start(t, at, what, site);
   WarpState* w = my_warp();
   const uint32_t group = static_cast<uint32_t>(w->groups) + 1;
   for_rows(t, at, [&](const Row& r) {

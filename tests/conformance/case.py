@@ -198,6 +198,10 @@ def within(want: Array, got: Array, allowed: Array, rule: str, name: str = "") -
         rounded = np.where(nan, np.float32(np.nan), w.astype(np.float32))
     differ = int(np.count_nonzero((bits != rounded.view(np.uint32)) & ~nan))
     figures = {f"{prefix}max_ulp": round(worst, 3), f"{prefix}not_nearest": differ}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where((a > 0) & np.isfinite(error), error / a, 0.0)
+    if np.any(a > 0):
+        figures[f"{prefix}share_of_bound"] = round(float(share.max(initial=0.0)), 4)
     bad = np.flatnonzero(~fine)
     if bad.size:
         i = int(bad[0])

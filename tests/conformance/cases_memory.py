@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
@@ -148,6 +150,21 @@ def reduce_launch(op: int, grid: int) -> Launch:
     return Launch(raw(data), data.nbytes, check, op, n, work=raw(start), grid=grid, smem=3 * 2048)
 
 
+def reduce_subnormal_launch() -> Launch:
+    """float32 subnormals: every sum is kept, or every sum is zero; the figure says which."""
+    data, start = words(80, 384) & 0x807FFFFF, words(81, 384) & 0x807FFFFF
+    total = (data.view(np.float32).astype(np.float64) + start.view(np.float32)).astype(np.float32)
+
+    def check(out: NDArray[np.uint8], work: NDArray[np.uint8]) -> Verdict:
+        got = work.view(np.float32)
+        kept = bool((got == total).all())
+        sums = exact(total, got) if kept else exact(np.zeros_like(total), np.abs(got))
+        verdict = both(exact(data, out), sums)
+        return replace(verdict, rule="subnormal sums kept, or all zero", figures={"kept": float(kept)})
+
+    return Launch(raw(data), data.nbytes, check, 1, 96, work=raw(start), smem=3 * 2048)
+
+
 MBAR = ("mbar_init", "fence_mbar_init", "mbar_arrive", "mbar_wait")
 LOADS = "ldg_u8 ldg_u16 ldg32 ldg64 ldg128 ldg_f32 ldg_i32 ldg_nc32 ldg_nc64 ldg_nc128 ldg_nc_f32 ld_uniform"
 STORES = "stg_u8 stg_u16 stg32 stg64 stg128 stg_f32 stg_i32"
@@ -193,6 +210,7 @@ CASES = [
         for cut in (0, 4, 11, 16)
     ),
     Case("copy.reduce_f32", "copy", ("bulk_reduce_add_f32",), lambda: reduce_launch(1, 4)),
+    Case("copy.reduce_f32_subnormal", "copy", ("bulk_reduce_add_f32",), reduce_subnormal_launch),
     Case("copy.reduce_bf16", "copy", ("bulk_reduce_add_bf16",), lambda: reduce_launch(2, 4)),
     Case("copy.reduce_u32", "copy", ("bulk_reduce_add_u32",), lambda: reduce_launch(3, 4)),
 ]  # fmt: skip

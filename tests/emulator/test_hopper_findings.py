@@ -71,6 +71,8 @@ MISTAKES = {
     20: ("TC0908", "without having arrived", "mode == 20)"),
     21: ("TC0905", "bulk_reduce_add_f32 of 24 bytes", "mode == 21)"),
     22: ("TC0907", "where no mbarrier was initialised", "mode == 22)"),
+    26: ("TC0905", "tma_load_2d at coordinate 8 of dimension 0, byte 8", "mode == 26)"),
+    27: ("TC0905", "tma_store_2d at coordinate -8 of dimension 0, byte -8", "mode == 27)"),
     25: ("TC0942", "no wgmma_fence() precedes", "wgmma_bf16<16>(d, a_desc, b_desc);"),
 }
 
