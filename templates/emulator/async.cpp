@@ -31,6 +31,8 @@ bool land_one() {
 }
 
 void issue_load(Load load) {
+  load.bar->loads_until = load.bar->phase + 1;
+  load.bar->load_site = load.site;
   engine->loads.push_back(std::move(load));
   if (engine->options.landing == TK_EMU_LAND_AT_ONCE) land(engine->loads.size() - 1);
 }
@@ -133,6 +135,15 @@ void check_exit(WarpState* warp) {
     finding("TC0909", text("%s returns from the kernel with a bulk store of %u bytes to %s that was not waited for",
                            who_now().c_str(), s.bytes, global_name(s.dst).c_str()),
             s.site, {s.group ? "its group was committed; bulk_wait<0> is missing" : "it was never committed"});
+}
+
+// A load that lands after its CTA has gone writes into the shared memory of the next one.
+void check_cta_exit(CtaState* cta) {
+  for (const MBarrier* b : cta->barriers)
+    if (b->loads_until > b->waited_until)
+      finding("TC0909", text("%s is the last of its CTA to return, but nobody waited for a load on mbarrier %s", who_now().c_str(),
+                             barrier_text(b).c_str()),
+              b->load_site, {"mbar_wait by any thread of the CTA, for the phase that the load completes"});
 }
 
 void fence_proxy_async(Site) {

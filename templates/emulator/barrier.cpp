@@ -164,6 +164,7 @@ void mbar_wait(uint32_t addr, uint32_t parity, const tk::Watch& watch, Site site
     bar->waiters.push_back(self());
     block(Wait::kMbarrier, bar, parity & 1, &watch, site);
   }
+  bar->waited_until = bar->phase;
   if (engine->parity) check_parity(bar, parity & 1, site);
   if (engine->races) acquire_by_lane(bar->done);
 }

@@ -65,6 +65,8 @@ struct MBarrier {
   std::vector<Thread*> waiters;
   Clocks arriving, done;  // published to the running phase, and to the last complete one
   uint32_t agent = 0;
+  uint64_t loads_until = 0, waited_until = 0;  // phases that the last load completes; that some wait has seen complete
+  Site load_site;
   std::vector<int64_t> waited;  // last phase each thread of the CTA waited for, -2 = none
   std::vector<PhaseWait> waits; // of the last complete phase
 };
@@ -267,6 +269,7 @@ bool land_one();                 // lands a pending load; false if there is none
 void issue_load(Load load);      // it is checked and its destination poisoned
 void issue_store(Store s);       // to the bulk groups of the current warp
 void check_exit(WarpState* warp);
+void check_cta_exit(CtaState* cta);
 void check_thread_exit();        // copy.cpp
 void check_wgmma_exit(WarpState* warp);
 

@@ -185,6 +185,9 @@ void thread_main() {
     check_wgmma_exit(warp);
   }
   warp->exited |= 1u << cur->lane;
+  bool last = true;
+  for (const WarpState* w : my_cta()->warps) last = last && w->exited == 0xffffffffu;
+  if (last) check_cta_exit(my_cta());
   self()->wait = Wait::kDone;
   engine->live--;
   unready_self();

@@ -79,10 +79,11 @@ and a warp arrives once per round.
         right="bar_sync(1, 64)",
     ),
     "TC0909": Entry(
-        title="bulk store not waited for",
+        title="asynchronous copy not waited for",
         explanation="""
-A thread returned while a bulk store of its own was not known to be complete. It must be committed and then
-waited for with bulk_wait<0>, not only bulk_wait_read.
+A thread returned while a bulk store of its own was not known to be complete: it must be committed and then
+waited for with bulk_wait<0>, not only bulk_wait_read. Or a CTA ended with a load that nobody waited for on
+its mbarrier: it may land in the shared memory of the next CTA.
 """,
         wrong="bulk_s2g(dst, src, 1024); bulk_commit();",
         right="bulk_s2g(dst, src, 1024); bulk_commit(); bulk_wait<0>();",

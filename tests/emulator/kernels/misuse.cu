@@ -78,6 +78,10 @@ TK_KERNEL(misuse_kernel, 64)(TK_GRID_CONST MisuseParams p) {
     if (mode == 27) smem_region("overlap", data + 128, 256);
     if (mode == 28) red_release(p.counter + 1000, 1);
     if (mode == 29) setmaxnreg_inc<40>();
+    if (mode == 30) {
+      mbar_arrive_expect_tx(sb + kBar, 32);
+      bulk_g2s(data, p.in, 32, sb + kBar);  // nobody waits for it
+    }
     syncwarp();
   } else {
     if (mode == 16) bar_sync(1, 32);
