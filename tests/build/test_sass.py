@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tilecc.build.sass import (
     shared_wavefronts,
 )
 from tilecc.build.sass_loops import FlowGraph
-from tilecc.build.sass_stats import sass_stats, weights_of
+from tilecc.build.sass_stats import SassReport, sass_stats, weights_of
 from tilecc.cli.sass import render
 from tilecc.diag import InternalError, TileccError, exit_code_of
 from tilecc.emit.single import SingleOp, one_op_package
@@ -214,6 +215,16 @@ def tools_missing() -> str | None:
 
 needs_tools = pytest.mark.skipif(tools_missing() is not None, reason=str(tools_missing()))
 
+GOLDEN_COMPILER = "13.0.88"
+
+
+def compare(golden: Callable[[str, str], None], name: str, report: SassReport) -> None:
+    """The report as text. Machine code is the compiler's: a golden file is of one nvcc."""
+    if report.compiler != GOLDEN_COMPILER:
+        pytest.skip(f"golden machine code is of nvcc {GOLDEN_COMPILER}, this is {report.compiler}")
+    golden(f"sass/{name}-{report.target}-nvcc{report.compiler}.txt", render(report) + "\n")
+
+
 LOOPS = {
     "mxfp4": SingleOp("gate_up", "mxfp4", 512, 6144),
     "fp8_block": SingleOp("gate_up", "fp8_block", 512, 6144),
@@ -226,7 +237,9 @@ LOOPS = {
 @needs_tools
 @pytest.mark.parametrize("target", ["sm_90a", pytest.param("sm_100a", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("format", LOOPS)
-def test_loops_at_full_size(format: str, target: str, tmp_path: Path) -> None:
+def test_loops_at_full_size(
+    format: str, target: str, tmp_path: Path, golden: Callable[[str, str], None]
+) -> None:
     package = one_op_package(tmp_path / "p", LOOPS[format])
     report, listed = sass_stats(package.directory, target)
     (loop,) = report.loops
@@ -240,10 +253,11 @@ def test_loops_at_full_size(format: str, target: str, tmp_path: Path) -> None:
     assert loop.waits >= 1  # for the weights, at least
     assert sum(loop.pipes.values()) == loop.instructions == sum(loop.opcodes.values())
     assert sum(report.role_bytes.values()) == report.code_bytes == 16 * len(listed.listing.instructions)
+    compare(golden, f"loop-{format}", report)
 
 
 @needs_tools
-def test_inspect_counts_the_tiny_model(tmp_path: Path, cli: Any) -> None:
+def test_inspect_counts_the_tiny_model(tmp_path: Path, cli: Any, golden: Callable[[str, str], None]) -> None:
     from tilecc.emit.compiler import compile_model
 
     package = tmp_path / "mimo_tiny"
@@ -262,6 +276,7 @@ def test_inspect_counts_the_tiny_model(tmp_path: Path, cli: Any) -> None:
     assert listed.code == 0 and listed.out.count("HMMA.16816.F32.BF16") == made > 0
     wrong = cli("inspect", str(package), "--sass-stats", "--listing", "OProjj")
     assert wrong.code == 2 and "TC0703" in wrong.err and "OProj" in wrong.err
+    compare(golden, "mimo_tiny", report)
 
 
 def test_missing_disassembler(monkeypatch: pytest.MonkeyPatch) -> None:
