@@ -67,7 +67,11 @@ MISTAKES = {
     26: ("TC0902", "did not end within 200000 thread switches", None),
     27: ("TC0903", "region overlap [256, 512) overlaps region data [128, 384)", "mode == 27)"),
     28: ("TC0904", "outside the registered buffers", "mode == 28)"),
-    30: ("TC0909", "nobody waited for a load on mbarrier first[0]", "bulk_g2s(data, p.in, 32, sb + kBar);  //"),
+    30: (
+        "TC0909",
+        "nobody waited for a load on mbarrier first[0]",
+        "bulk_g2s(data, p.in, 32, sb + kBar);  //",
+    ),
 }
 
 

@@ -131,6 +131,13 @@ MUTATIONS: dict[str, tuple[int, list[tuple[str, str]], str, str]] = {
         RACE,
         "no chain of releases and acquires",
     ),
+    # The last signal has usually come by then, but nobody may count on it.
+    "wait for one signal too few": (
+        CTAS,
+        [("p.counters[p.rank], p.base + e + 1, w)", "p.counters[p.rank], p.base + e, w)")],
+        RACE,
+        "no chain of releases and acquires",
+    ),
     "release at .cta across CTAs": (
         CTAS,
         [
