@@ -32,6 +32,7 @@ using u64 = uint64_t;
 constexpr int kRows = 8;         // token rows of a step: the N side of mma.m16n8k16
 constexpr int kBlockCols = 128;  // columns of one weight block: 8 k16 steps
 constexpr int kMaxActive = 64;   // distinct experts of a step: rows * top-k at most
+constexpr int kMaxStarts = 16;   // splits of a down projection + 1 at most
 constexpr u32 kImageUnit = 256;  // image offsets in the op table count these bytes
 constexpr float kNegInf = -__builtin_huge_valf();
 
@@ -101,7 +102,9 @@ struct Smem {
   // routing record: n_active | expert ids | weights [slot][row] | selected ids [row][k] | selected weights [row][k]
   static constexpr u32 kRouteIds = 16, kRouteWeights = kRouteIds + 4 * kMaxActive;
   static constexpr u32 kRouteSelIds = kRouteWeights + 4 * kMaxActive * kRows, kRouteSelWeights = kRouteSelIds + 4 * 64;
-  static constexpr u32 kRouteBytes = (kRouteSelWeights + 4 * 64 + 127) / 128 * 128;
+  // place in the list where each split of the down projection starts, and the end
+  static constexpr u32 kRouteStarts = kRouteSelWeights + 4 * 64;
+  static constexpr u32 kRouteBytes = (kRouteStarts + 4 * kMaxStarts + 127) / 128 * 128;
   static constexpr u32 kTotal = kRoute + kRouteBytes;
 };
 

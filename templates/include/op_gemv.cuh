@@ -1,13 +1,15 @@
-// Weight-streaming matrix product of eight token rows: one m16 tile of weights is the M side, the rows are the N side of
-// mma.m16n8k16. All four warp roles of the op, side by side:
+// Weight-streaming matrix product of the token rows of a step: m16 tiles of weights are the M side, the rows are the N side
+// of mma.m16n8k16. All four warp roles of the op, side by side:
 //
 //   loader        weight blocks -> weight ring            never waits for activations (experts: waits for the routing)
 //   activations   x (normalised) or a stored fragment -> activation ring, one K chunk at a time
-//   consumers     every warp takes every kConsumerWarps-th pair of k16 steps; partial sums -> exchange
+//   consumers     each warp multiplies whole blocks: kWarpsK warps share the K blocks of a chunk, the others its tiles
 //   store         sums the warps' partials in warp order, runs the op's epilogue, signals once per (CTA, op)
 //
-// A task is a group of up to kGroup neighbouring m16 tiles that share their activations. Op (emitted) gives the shapes:
-//   kFormat kTiles kBlocks kSplits kChunk kGroup kRotation kCounter kOver kSource kSourceOffset kSumSq kHidden kEps
+// A task is a group of up to kGroup neighbouring m16 tiles that share their activations. A stage of the weight ring holds one
+// chunk of a task: kSlots experts x kGroup tiles x kChunk blocks, in this order. Op (emitted) gives the shapes:
+//   kFormat kTiles kBlocks kSplits kChunk kGroup kSlots kWarpsK kRotation kCounter kOver kSource kSourceOffset kSumSq
+//   kHidden kEps
 #pragma once
 #include "mma_formats.cuh"
 
@@ -21,48 +23,74 @@ struct Task {
   u32 slot;  // place in the active-expert list (kExpertsUp)
 };
 
+// One chunk of a task: blocks [kb, kb + nb) of `slots` experts, from place `slot` of the active list on.
+struct Chunk {
+  u32 slot, slots;
+  u32 kb, nb;
+};
+
 template <class C, class Op>
 struct Gemv {
   using Cx = Ctx<C>;
+  static constexpr Format kFormat = Op::kFormat;
   static constexpr u32 kGroups = (Op::kTiles + Op::kGroup - 1) / Op::kGroup;
-  static constexpr u32 kBlockBytes = Block<Op::kFormat>::kBytes;
-  static constexpr u32 kSplitBlocks = Op::kOver == Over::kExpertsDown ? Op::kBlocks : (Op::kBlocks + Op::kSplits - 1) / Op::kSplits;
-  static constexpr bool kRouted = Op::kOver != Over::kDense;
-  static_assert(Op::kGroup * Op::kChunk * kBlockBytes <= C::kWStageBytes, "a weight stage holds one chunk of a group");
-  static_assert(Op::kChunk * 2048 <= C::kASlotBytes, "an activation slot holds one chunk");
+  static constexpr u32 kBlockBytes = Block<kFormat>::kBytes;
+  static constexpr u32 kTileStride = Op::kChunk * kBlockBytes, kSlotStride = Op::kGroup * kTileStride;
+  static constexpr bool kUp = Op::kOver == Over::kExpertsUp, kDown = Op::kOver == Over::kExpertsDown;
+  static constexpr u32 kSplitBlocks = kDown ? Op::kBlocks : (Op::kBlocks + Op::kSplits - 1) / Op::kSplits;
+  static constexpr int kRowTiles = C::kRowTiles;
+  static constexpr u32 kActBlock = 2048 * kRowTiles;
+
+  // Consumer warp w takes blocks w % kWarpsK, + kWarpsK, ... of a chunk, and kWarpTiles tiles from w / kWarpsK * kWarpTiles on.
+  static constexpr u32 kWarpsM = C::kConsumerWarps / Op::kWarpsK;
+  static constexpr u32 kWarpTiles = (Op::kGroup + kWarpsM - 1) / kWarpsM;
+  static constexpr u32 kWarpBlocks = (Op::kChunk + Op::kWarpsK - 1) / Op::kWarpsK;
+  static constexpr bool kWholeTiles = Op::kTiles % Op::kGroup == 0 && Op::kGroup == kWarpTiles * kWarpsM;
+  static constexpr bool kWholeChunks = kSplitBlocks % Op::kChunk == 0 && Op::kChunk % Op::kWarpsK == 0 && (kDown || kSplitBlocks * Op::kSplits == Op::kBlocks);
+  // All of K in one chunk: an expert's tiles are one contiguous piece of the image.
+  static constexpr bool kWholeK = Op::kChunk == Op::kBlocks;
+  // Both scaled formats want activations multiplied by 2^96, see mma_formats.cuh.
+  static constexpr bool kScaledActs = kFormat == Format::kFp8 || kFormat == Format::kMxfp4;
+
+  static_assert(C::kConsumerWarps % Op::kWarpsK == 0, "the warps that share K divide the consumers");
+  static_assert(Op::kSlots == 1 || (kDown && kWholeK), "only whole experts share a chunk");
+  static_assert(Op::kSlots * kSlotStride <= C::kWStageBytes, "a weight stage holds one chunk of a group");
+  static_assert(Op::kSlots * Op::kChunk * kActBlock <= C::kASlotBytes, "an activation slot holds one chunk");
+  static_assert(Op::kWarpsK * Op::kGroup * kRowTiles * 512 <= C::kXSlotBytes, "an exchange slot holds all partial tiles");
 
   static TK_FN u32 n_active(const Cx& c) { return tk::lds32(c.route()); }
   static TK_FN u32 expert(const Cx& c, u32 slot) { return tk::lds32(c.route() + Cx::S::kRouteIds + 4 * slot); }
 
   static TK_FN u32 n_tasks(const Cx& c) {
-    if constexpr (Op::kOver == Over::kExpertsUp) return n_active(c) * kGroups;
+    if constexpr (kUp) return n_active(c) * kGroups;
     return kGroups * Op::kSplits;
   }
   static TK_FN Task task(u32 q) {
     const u32 group = q % kGroups, outer = q / kGroups, tile0 = group * Op::kGroup;
     const u32 left = Op::kTiles - tile0;
-    return {tile0, left < Op::kGroup ? left : Op::kGroup, Op::kOver == Over::kExpertsUp ? 0 : outer, outer};
+    return {tile0, min_u32(left, Op::kGroup), kUp ? 0 : outer, outer};
   }
 
-  // Calls body(slot, expert, first block, blocks) for every K chunk of a task, in the order that fixes the result's bits:
-  // ascending columns, for the down projection ascending expert ids outside.
+  // Calls body(chunk) for every chunk of a task, in the order that fixes the result's bits: ascending columns, for the down
+  // projection ascending expert ids outside.
   template <class F>
   static TK_FN void for_each_chunk(const Cx& c, const Task& t, F&& body) {
-    if constexpr (Op::kOver == Over::kExpertsDown) {
-      const u32 active = n_active(c);
+    if constexpr (kDown) {
+      // A split owns a range of expert ids, so that a row's bits do not depend on the other rows' experts.
+      const u32 end = tk::lds32(c.route() + Cx::S::kRouteStarts + 4 * (t.split + 1));
       TILECC_ROLLED
-      for (u32 slot = 0; slot < active; ++slot) {
-        const u32 e = expert(c, slot);
-        // A split owns experts by id, not by place in the list, so that a row's bits do not depend on other rows.
-        if (e % Op::kSplits != t.split) continue;
-        TILECC_ROLLED
-        for (u32 kb = 0; kb < Op::kBlocks; kb += Op::kChunk) body(slot, e, kb, min_u32(Op::kChunk, Op::kBlocks - kb));
+      for (u32 slot = tk::lds32(c.route() + Cx::S::kRouteStarts + 4 * t.split); slot < end; slot += Op::kSlots) {
+        if constexpr (kWholeK) {
+          body(Chunk{slot, min_u32(Op::kSlots, end - slot), 0, Op::kBlocks});
+        } else {
+          TILECC_ROLLED
+          for (u32 kb = 0; kb < Op::kBlocks; kb += Op::kChunk) body(Chunk{slot, 1, kb, min_u32(Op::kChunk, Op::kBlocks - kb)});
+        }
       }
     } else {
-      const u32 e = Op::kOver == Over::kExpertsUp ? expert(c, t.slot) : 0;
       const u32 lo = t.split * kSplitBlocks, hi = min_u32(lo + kSplitBlocks, Op::kBlocks);
       TILECC_ROLLED
-      for (u32 kb = lo; kb < hi; kb += Op::kChunk) body(t.slot, e, kb, min_u32(Op::kChunk, hi - kb));
+      for (u32 kb = lo; kb < hi; kb += Op::kChunk) body(Chunk{t.slot, 1, kb, min_u32(Op::kChunk, hi - kb)});
     }
   }
   static TK_FN u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
@@ -74,19 +102,28 @@ struct Gemv {
     TILECC_ROLLED
     for (u32 q = first_task(c, Op::kRotation); q < n; q += c.ncta) {
       const Task t = task(q);
+      const u32 up_expert = kUp ? expert(c, t.slot) : 0;
       c.watch.item = q;
-      for_each_chunk(c, t, [&](u32, u32 e, u32 kb, u32 nb) {
+      for_each_chunk(c, t, [&](const Chunk& k) {
         tk::mbar_wait(c.w_empty(c.w.slot), c.w.phase ^ 1, c.watch);
-        tk::mbar_arrive_expect_tx(c.w_full(c.w.slot), t.n_tiles * nb * kBlockBytes);
+        tk::mbar_arrive_expect_tx(c.w_full(c.w.slot), k.slots * t.n_tiles * k.nb * kBlockBytes);
         TILECC_ROLLED
-        for (u32 m = 0; m < t.n_tiles; ++m) {
-          const u64 block = (static_cast<u64>(e) * Op::kTiles + t.tile0 + m) * Op::kBlocks + kb;
-          tk::bulk_g2s(c.stage(c.w.slot) + m * Op::kChunk * kBlockBytes, weights + block * kBlockBytes, nb * kBlockBytes, c.w_full(c.w.slot));
+        for (u32 j = 0; j < k.slots; ++j) {
+          const u32 e = kDown ? expert(c, k.slot + j) : up_expert;
+          const uint8_t* from = weights + ((static_cast<u64>(e) * Op::kTiles + t.tile0) * Op::kBlocks + k.kb) * kBlockBytes;
+          const smem_t to = c.stage(c.w.slot) + j * kSlotStride;
+          if constexpr (kWholeK) {
+            tk::bulk_g2s(to, from, t.n_tiles * kTileStride, c.w_full(c.w.slot));
+          } else {
+            TILECC_ROLLED
+            for (u32 m = 0; m < t.n_tiles; ++m)
+              tk::bulk_g2s(to + m * kTileStride, from + m * (Op::kBlocks * kBlockBytes), k.nb * kBlockBytes, c.w_full(c.w.slot));
+          }
         }
         c.w.template advance<C::kWStages>();
       });
     }
-    if constexpr (Op::kOver == Over::kExpertsDown) tk::mbar_arrive(c.r_empty());
+    if constexpr (kDown) tk::mbar_arrive(c.r_empty());
   }
 
   // ---- activations: C::kActWarps warps ------------------------------------------------------------------------------
@@ -95,34 +132,63 @@ struct Gemv {
     u32 q = first_task(c, Op::kRotation);
     if (q < n) {
       c.wait_inputs(r);
-      const float rstd = Op::kSource == Source::kNorm ? row_rstd(c) : 0.f;
+      float rstd = Op::kSource == Source::kNorm ? row_rstd(c) : 0.f;
+      if constexpr (kScaledActs) rstd *= kActFactor;  // a power of two: it commutes with every rounding that follows
       TILECC_ROLLED
       for (; q < n; q += c.ncta) {
         const Task t = task(q);
         c.watch.item = q;
-        for_each_chunk(c, t, [&](u32 slot, u32, u32 kb, u32 nb) {
+        for_each_chunk(c, t, [&](const Chunk& k) {
           tk::mbar_wait(c.a_empty(c.a.slot), c.a.phase ^ 1, c.watch);
           if constexpr (Op::kSource == Source::kNorm) {
-            normalise(c, r, rstd, kb, nb);
+            normalise(c, r, rstd, k);
           } else {
-            tk::fence_proxy_async();
-            tk::syncwarp();  // no lane may still wait for this phase when lane 0 arrives, or it could miss a whole lap
-            if (c.warp == 0) {
-              tk::mbar_arrive_expect_tx(c.a_full(c.a.slot), nb * 2048);
-              const u64 offset = Op::kSourceOffset + (static_cast<u64>(kRouted ? slot : 0) * Op::kBlocks + kb) * 2048;
-              tk::bulk_g2s(c.act(c.a.slot), c.p.workspace + offset, nb * 2048, c.a_full(c.a.slot));
+            const uint8_t* from = c.p.workspace + Op::kSourceOffset + (static_cast<u64>(kUp || kDown ? k.slot : 0) * Op::kBlocks + k.kb) * kActBlock;
+            if constexpr (kScaledActs) {
+              scale(c, from, k.slots * k.nb);
             } else {
-              tk::mbar_arrive(c.a_full(c.a.slot));
+              copy(c, from, k.slots * k.nb * kActBlock);
             }
           }
           c.a.template advance<C::kASlots>();
         });
       }
     }
-    if constexpr (Op::kOver == Over::kExpertsDown) {
+    if constexpr (kDown) {
       tk::syncwarp();
       tk::mbar_arrive(c.r_empty());
     }
+  }
+
+  static TK_FN void copy(Cx& c, const uint8_t* from, u32 bytes) {
+    tk::fence_proxy_async();
+    tk::syncwarp();  // no lane may still wait for this phase when lane 0 arrives, or it could miss a whole lap
+    if (c.warp == 0) {
+      tk::mbar_arrive_expect_tx(c.a_full(c.a.slot), bytes);
+      tk::bulk_g2s(c.act(c.a.slot), from, bytes, c.a_full(c.a.slot));
+    } else {
+      tk::mbar_arrive(c.a_full(c.a.slot));
+    }
+  }
+
+  // The stored fragment times 2^96, through registers: 512 bytes per warp and turn, kBatch turns in flight.
+  static TK_FN void scale(Cx& c, const uint8_t* from, u32 blocks) {
+    constexpr u32 kBatch = 4 / C::kActWarps > 0 ? 4 / C::kActWarps : 1, kTurn = C::kActWarps * kBatch;
+    static_assert(4 % C::kActWarps == 0, "a block is four turns");
+    TILECC_ROLLED
+    for (u32 s = c.warp; s < blocks * 4 * kRowTiles; s += kTurn) {
+      tk::u32x4 v[kBatch];
+      TK_UNROLL
+      for (u32 j = 0; j < kBatch; ++j) v[j] = tk::ldg128(from + (s + j * C::kActWarps) * 512 + c.lane * 16);
+      TK_UNROLL
+      for (u32 j = 0; j < kBatch; ++j) {
+        const tk::u32x4 y = {tk::bf16x2_mul(v[j].x, kActFactorBf16x2), tk::bf16x2_mul(v[j].y, kActFactorBf16x2),
+                             tk::bf16x2_mul(v[j].z, kActFactorBf16x2), tk::bf16x2_mul(v[j].w, kActFactorBf16x2)};
+        tk::sts128(c.act(c.a.slot) + (s + j * C::kActWarps) * 512 + c.lane * 16, y);
+      }
+    }
+    tk::syncwarp();
+    tk::mbar_arrive(c.a_full(c.a.slot));
   }
 
   // 1 / rms of row lane / 4, from the partial sums of squares that the reduce op left: lane t adds every fourth partial,
@@ -137,49 +203,66 @@ struct Gemv {
     return norm_rstd(sum, 1.0f / static_cast<float>(Op::kHidden), Op::kEps);
   }
 
-  static TK_FN void normalise(Cx& c, const OpRow& r, float rstd, u32 kb, u32 nb) {
-    const uint8_t* x = c.p.workspace + Op::kSourceOffset + kb * 2048;
-    const uint8_t* norm = c.image(r.norm) + kb * 256;
-    const u32 t = c.lane & 3;
+  // The k16 steps of a block are dealt over the warps; the loads of a batch are in flight together.
+  static TK_FN void normalise(Cx& c, const OpRow& r, float rstd, const Chunk& k) {
+    const uint8_t* x = c.p.workspace + Op::kSourceOffset + k.kb * 2048;
+    const uint8_t* norm = c.image(r.norm) + k.kb * 256;
+    const u32 t = c.lane & 3, steps = k.nb * 8;
+    constexpr u32 kBatch = 8;
     TILECC_ROLLED
-    for (u32 s = c.warp; s < nb * 8; s += C::kActWarps) {
-      const tk::u32x2 v = tk::ldg64(x + s * 256 + c.lane * 8), w = tk::ldg_nc64(norm + s * 32 + t * 8);
-      const float y0 = norm_apply(tk::bf_lo(v.x), rstd, tk::bf_lo(w.x)), y1 = norm_apply(tk::bf_hi(v.x), rstd, tk::bf_hi(w.x));
-      const float y2 = norm_apply(tk::bf_lo(v.y), rstd, tk::bf_lo(w.y)), y3 = norm_apply(tk::bf_hi(v.y), rstd, tk::bf_hi(w.y));
-      tk::sts64(c.act(c.a.slot) + s * 256 + c.lane * 8, tk::u32x2{tk::cvt_bf16x2(y0, y1), tk::cvt_bf16x2(y2, y3)});
+    for (u32 s0 = c.warp; s0 < steps; s0 += kBatch * C::kActWarps) {
+      tk::u32x2 v[kBatch], w[kBatch];
+      TK_UNROLL
+      for (u32 j = 0; j < kBatch; ++j) {
+        const u32 s = s0 + j * C::kActWarps;
+        if (s < steps) v[j] = tk::ldg64(x + s * 256 + c.lane * 8), w[j] = tk::ldg_nc64(norm + s * 32 + t * 8);
+      }
+      TK_UNROLL
+      for (u32 j = 0; j < kBatch; ++j) {
+        const u32 s = s0 + j * C::kActWarps;
+        if (s >= steps) continue;
+        const float y0 = norm_apply(tk::bf_lo(v[j].x), rstd, tk::bf_lo(w[j].x)), y1 = norm_apply(tk::bf_hi(v[j].x), rstd, tk::bf_hi(w[j].x));
+        const float y2 = norm_apply(tk::bf_lo(v[j].y), rstd, tk::bf_lo(w[j].y)), y3 = norm_apply(tk::bf_hi(v[j].y), rstd, tk::bf_hi(w[j].y));
+        tk::sts64(c.act(c.a.slot) + s * 256 + c.lane * 8, tk::u32x2{tk::cvt_bf16x2(y0, y1), tk::cvt_bf16x2(y2, y3)});
+      }
     }
     tk::syncwarp();
     tk::mbar_arrive(c.a_full(c.a.slot));
   }
 
   // ---- consumers: C::kConsumerWarps warps ---------------------------------------------------------------------------
+  using Acc = float[kWarpTiles][kRowTiles][4];
+
   static TK_FN void consumer(Cx& c, const OpRow&) {
     const u32 n = n_tasks(c);
+    const u32 wk = c.warp % Op::kWarpsK, tile = c.warp / Op::kWarpsK * kWarpTiles;
+    const u32 mine = (tile * Op::kChunk + wk) * kBlockBytes;
+    const BlockAt lane = {mine + c.lane * 16, mine + c.lane / 4 * 8, wk * kActBlock + c.lane * 8};
     TILECC_ROLLED
     for (u32 q = first_task(c, Op::kRotation); q < n; q += c.ncta) {
       const Task t = task(q);
+      const u32 tiles = tile < t.n_tiles ? min_u32(t.n_tiles - tile, kWarpTiles) : 0;
       c.watch.item = q;
-      float total[Op::kGroup][4], acc[Op::kGroup][4];
+      Acc total, acc;
       clear(total);
       clear(acc);
-      u32 last_slot = 0xffffffffu;
-      for_each_chunk(c, t, [&](u32 slot, u32, u32, u32 nb) {
-        if constexpr (Op::kOver == Over::kExpertsDown) {
-          if (slot != last_slot && last_slot != 0xffffffffu) add_weighted(c, last_slot, total, acc);
-          last_slot = slot;
-        }
+      for_each_chunk(c, t, [&](const Chunk& k) {
         tk::mbar_wait(c.a_full(c.a.slot), c.a.phase, c.watch);
         tk::mbar_wait(c.w_full(c.w.slot), c.w.phase, c.watch);
-        TK_UNROLL
-        for (u32 i = 0; i < (Op::kChunk * 4 + C::kConsumerWarps - 1) / C::kConsumerWarps; ++i) {
-          const u32 pair = c.warp + i * C::kConsumerWarps;
-          if (pair < nb * 4) {
-            u32 b[2][2];
-            load_b_pair(c.act(c.a.slot), pair * 2, c.lane, b);
-            TK_UNROLL
-            for (u32 m = 0; m < Op::kGroup; ++m)
-              if (m < t.n_tiles)
-                mma_pair<Op::kFormat>(acc[m], c.stage(c.w.slot) + (m * Op::kChunk + pair / 4) * kBlockBytes, pair % 4, c.lane, b);
+        if (kWholeTiles || tiles != 0) {
+          const smem_t stage = c.stage(c.w.slot);
+          const BlockAt at = {stage + lane.codes, stage + lane.scales, c.act(c.a.slot) + lane.acts};
+          TK_UNROLL
+          for (u32 j = 0; j < Op::kSlots; ++j) {
+            if (Op::kSlots > 1 && j >= k.slots) break;
+            if constexpr (kDown && kWholeK) clear(acc);
+            multiply(acc, at, j, wk, k.nb, tiles);
+            if constexpr (kDown) {
+              if (kWholeK || k.kb + k.nb == Op::kBlocks) add_weighted(c, k.slot + j, total, acc);
+              if constexpr (!kWholeK) {
+                if (k.kb + k.nb == Op::kBlocks) clear(acc);
+              }
+            }
           }
         }
         tk::syncwarp();
@@ -188,44 +271,60 @@ struct Gemv {
         c.a.template advance<C::kASlots>();
         c.w.template advance<C::kWStages>();
       });
-      if constexpr (Op::kOver == Over::kExpertsDown) {
-        if (last_slot != 0xffffffffu) add_weighted(c, last_slot, total, acc);
-      }
       tk::mbar_wait(c.x_empty(c.x.slot), c.x.phase ^ 1, c.watch);
       TK_UNROLL
-      for (u32 m = 0; m < Op::kGroup; ++m) {
-        const float(&v)[4] = Op::kOver == Over::kExpertsDown ? total[m] : acc[m];
-        tk::sts128(c.exchange(c.x.slot) + ((c.warp * Op::kGroup + m) * 32 + c.lane) * 16,
-                   tk::u32x4{tk::f2u(v[0]), tk::f2u(v[1]), tk::f2u(v[2]), tk::f2u(v[3])});
+      for (u32 m = 0; m < kWarpTiles; ++m) {
+        if (!kWholeTiles && m >= tiles) continue;
+        TK_UNROLL
+        for (u32 i = 0; i < kRowTiles; ++i) {
+          const float(&v)[4] = kDown ? total[m][i] : acc[m][i];
+          tk::sts128(c.exchange(c.x.slot) + partial_at(wk, tile + m, i) + c.lane * 16, tk::u32x4{tk::f2u(v[0]), tk::f2u(v[1]), tk::f2u(v[2]), tk::f2u(v[3])});
+        }
       }
       tk::syncwarp();
       tk::mbar_arrive(c.x_full(c.x.slot));
       c.x.template advance<C::kXSlots>();
     }
-    if constexpr (Op::kOver == Over::kExpertsDown) {
+    if constexpr (kDown) {
       tk::syncwarp();
       tk::mbar_arrive(c.r_empty());
     }
   }
 
-  static TK_FN void clear(float (&v)[Op::kGroup][4]) {
+  // This warp's blocks of slot j of a stage.
+  static TK_FN void multiply(Acc& acc, const BlockAt& at, u32 j, u32 wk, u32 nb, u32 tiles) {
     TK_UNROLL
-    for (u32 m = 0; m < Op::kGroup; ++m) {
+    for (u32 i = 0; i < kWarpBlocks; ++i) {
+      if (!kWholeChunks && wk + i * Op::kWarpsK >= nb) continue;
+      const u32 block = j * kSlotStride + i * Op::kWarpsK * kBlockBytes;
+      const BlockAt mine = {at.codes + block, at.scales + block, at.acts + (j * Op::kChunk + i * Op::kWarpsK) * kActBlock};
+      mma_block<kFormat, kRowTiles, kWarpTiles, kTileStride, kWholeTiles>(acc, mine, tiles);
+    }
+  }
+
+  // Exchange slot: [warp along K][tile of the group][row tile][lane 32][4 f32].
+  static TK_FN u32 partial_at(u32 wk, u32 m, u32 row_tile) { return ((wk * Op::kGroup + m) * kRowTiles + row_tile) * 512; }
+
+  static TK_FN void clear(Acc& v) {
+    TK_UNROLL
+    for (u32 m = 0; m < kWarpTiles; ++m) {
       TK_UNROLL
-      for (int j = 0; j < 4; ++j) v[m][j] = 0.f;
+      for (u32 i = 0; i < kRowTiles; ++i) v[m][i][0] = v[m][i][1] = v[m][i][2] = v[m][i][3] = 0.f;
     }
   }
 
   // total += routing weight of the row * expert's result; a row that is not routed here has weight 0 and result 0.
-  static TK_FN void add_weighted(const Cx& c, u32 slot, float (&total)[Op::kGroup][4], float (&acc)[Op::kGroup][4]) {
-    const tk::u32x2 w = tk::lds64(c.route() + Cx::S::kRouteWeights + (slot * kRows + 2 * (c.lane & 3)) * 4);
-    const float w0 = tk::u2f(w.x), w1 = tk::u2f(w.y);
+  static TK_FN void add_weighted(const Cx& c, u32 slot, Acc& total, const Acc& acc) {
     TK_UNROLL
-    for (u32 m = 0; m < Op::kGroup; ++m) {
-      total[m][0] += w0 * acc[m][0], total[m][1] += w1 * acc[m][1];
-      total[m][2] += w0 * acc[m][2], total[m][3] += w1 * acc[m][3];
+    for (u32 i = 0; i < kRowTiles; ++i) {
+      const tk::u32x2 w = tk::lds64(c.route() + Cx::S::kRouteWeights + (slot * kRows + i * 8 + 2 * (c.lane & 3)) * 4);
+      const float w0 = tk::u2f(w.x), w1 = tk::u2f(w.y);
+      TK_UNROLL
+      for (u32 m = 0; m < kWarpTiles; ++m) {
+        total[m][i][0] = tk::fma_(w0, acc[m][i][0], total[m][i][0]), total[m][i][1] = tk::fma_(w1, acc[m][i][1], total[m][i][1]);
+        total[m][i][2] = tk::fma_(w0, acc[m][i][2], total[m][i][2]), total[m][i][3] = tk::fma_(w1, acc[m][i][3], total[m][i][3]);
+      }
     }
-    clear(acc);
   }
 
   // ---- store: one warp ----------------------------------------------------------------------------------------------
@@ -242,20 +341,23 @@ struct Gemv {
       tk::mbar_wait(c.x_full(c.x.slot), c.x.phase, c.watch);
       TILECC_ROLLED
       for (u32 m = 0; m < t.n_tiles; ++m) {
-        float v[4] = {0.f, 0.f, 0.f, 0.f};
         TK_UNROLL
-        for (u32 w = 0; w < C::kConsumerWarps; ++w) {
-          const tk::u32x4 p = tk::lds128(c.exchange(c.x.slot) + ((w * Op::kGroup + m) * 32 + c.lane) * 16);
-          v[0] += tk::u2f(p.x), v[1] += tk::u2f(p.y), v[2] += tk::u2f(p.z), v[3] += tk::u2f(p.w);
+        for (u32 i = 0; i < kRowTiles; ++i) {
+          float v[4] = {0.f, 0.f, 0.f, 0.f};
+          TK_UNROLL
+          for (u32 w = 0; w < Op::kWarpsK; ++w) {
+            const tk::u32x4 p = tk::lds128(c.exchange(c.x.slot) + partial_at(w, m, i) + c.lane * 16);
+            v[0] += tk::u2f(p.x), v[1] += tk::u2f(p.y), v[2] += tk::u2f(p.z), v[3] += tk::u2f(p.w);
+          }
+          epilogue.tile(c, r, t, t.tile0 + m, v);
         }
-        epilogue.tile(c, r, t, t.tile0 + m, v);
       }
       tk::syncwarp();
       tk::mbar_arrive(c.x_empty(c.x.slot));
       c.x.template advance<C::kXSlots>();
     }
     epilogue.end(c, r);
-    if constexpr (Op::kOver == Over::kExpertsDown) {
+    if constexpr (kDown) {
       tk::syncwarp();
       tk::mbar_arrive(c.r_empty());
     }

@@ -2,7 +2,7 @@
 // row, then the ascending list of distinct experts with each row's weight, in shared memory. The activation warps compute
 // it; loader, consumers and store warp wait for it; all release it after the down projection.
 //
-// R (emitted): kExperts kTopK kPitch kLogits kRoutes kScaling kNormTopK and topk(logits, bias, lane, ids, weights)
+// R (emitted): kExperts kTopK kSplits kPitch kLogits kRoutes kScaling kNormTopK and topk(logits, bias, lane, ids, weights)
 #pragma once
 #include "op_common.cuh"
 
@@ -13,6 +13,7 @@ struct Route {
   using S = typename Cx::S;
   static constexpr u32 kPerLane = (R::kExperts + 31) / 32;
   static_assert(kRows * R::kTopK <= kMaxActive, "the active list holds rows * top-k experts");
+  static_assert(R::kSplits < kMaxStarts, "the routing record holds the start of every split");
 
   static TK_FN void loader(Cx& c, const OpRow&) { wait(c); }
   static TK_FN void consumer(Cx& c, const OpRow&) { wait(c); }
@@ -97,6 +98,10 @@ struct Route {
         tk::sts32(c.route() + S::kRouteWeights + (at * kRows + i / R::kTopK) * 4, tk::lds32(c.route() + S::kRouteSelWeights + i * 4));
       }
     }
+    // Split i of the down projection owns the expert ids from i * kExperts / kSplits on.
+    const u32 bound = c.lane * R::kExperts / R::kSplits, at = bound / 32 < 32 ? bound / 32 : 31;
+    const u32 below = tk::shfl_idx(mask, at) & ((1u << (bound % 32)) - 1), base = tk::shfl_idx(before, at);
+    if (c.lane <= R::kSplits) tk::sts32(c.route() + S::kRouteStarts + 4 * c.lane, c.lane == R::kSplits ? active : base + tk::popc(below));
     if (c.lane == 0) tk::sts32(c.route(), active);
   }
 };

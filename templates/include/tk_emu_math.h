@@ -65,6 +65,7 @@ TK_FN float lg2_(float x) { return tk_emu::log2_approx(x); }
 TK_FN float flush(float x) { return fabsf(x) < 1.17549435e-38f ? copysignf(0.0f, x) : x; }
 TK_FN float rcp_(float x) { return canonical(flush(1.0f / flush(x))); }
 TK_FN float rsqrt_(float x) { return canonical(static_cast<float>(1.0 / sqrt(static_cast<double>(flush(x))))); }
+TK_FN float fma_(float a, float b, float c) { return canonical(fmaf(a, b, c)); }
 TK_FN float fmin_(float a, float b) {
   if (a != a) return canonical(b);
   if (b != b) return a;

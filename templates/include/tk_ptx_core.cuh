@@ -90,9 +90,9 @@ TK_FN bool mbar_try(smem_t bar, u32 parity) {
       : "memory");
   return done != 0u;
 }
-// The clock is read only after a first burst of failed tries, so a wait that is already satisfied costs
-// one try_wait.
-TK_FN void mbar_wait(smem_t bar, u32 parity, const Watch& w) {
+// A wait that is already satisfied costs one try_wait; the rest is out of line, so that main loops stay short. The clock is
+// read only after a first burst of failed tries.
+static __device__ __noinline__ void mbar_wait_on(smem_t bar, u32 parity, const Watch w) {
 #pragma unroll 1
   for (int burst = 0; burst < 16; burst++)
     if (mbar_try(bar, parity)) return;
@@ -100,6 +100,9 @@ TK_FN void mbar_wait(smem_t bar, u32 parity, const Watch& w) {
 #pragma unroll 1
   while (!mbar_try(bar, parity))
     if (global_timer() - start > TK_WATCHDOG_NS) give_up(w, kWaitMbarrier, bar - smem_base(), parity, parity ^ 1u);
+}
+TK_FN void mbar_wait(smem_t bar, u32 parity, const Watch& w) {
+  if (__builtin_expect(!mbar_try(bar, parity), 0)) mbar_wait_on(bar, parity, w);
 }
 
 // ---- warps and CTAs -------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ TK_FN float rsqrt_(float x) {
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
   return r;
 }
+TK_FN float fma_(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 TK_FN float fmin_(float a, float b) { return fminf(a, b); }
 TK_FN float fmax_(float a, float b) { return fmaxf(a, b); }
 TK_FN u32 popc(u32 v) { return static_cast<u32>(__popc(v)); }

@@ -243,6 +243,26 @@ bf16_mul_add, bf16_fma = arithmetic16(BF16)
 f16_mul_add, f16_fma = arithmetic16(F16)
 
 
+def fma32(a: Array, b: Array, c: Array) -> U32:
+    """round(a * b + c) to float32, once: the product is exact in float64, the sum is rounded to odd there,
+    and 53 bits rounded to odd keep the rounding to 24 correct."""
+    with np.errstate(all="ignore"):
+        p, q = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+        total = p + q
+        back = total - p
+        rest = (p - (total - back)) + (q - back)
+        bits = total.view(np.int64).copy()
+        inexact = np.isfinite(total) & (rest != 0) & (bits & 1 == 0)
+        bits[inexact] += np.where((rest > 0) == (total > 0), 1, -1)[inexact]
+        value = bits.view(np.float64).astype(np.float32)
+    return np.where(np.isnan(value), np.uint32(0x7FFFFFFF), value.view(np.uint32))
+
+
+def fma_twice(x: U32, y: U32, z: U32, w: U32) -> tuple[Array, Array]:
+    f, g, h, i = (v.view(np.float32) for v in (x, y, z, w))
+    return fma32(f, g, h), fma32(g, h, i)
+
+
 def canonical(x: U32, y: U32, z: U32, w: U32) -> tuple[Array, Array]:
     def bf16(bits: Array) -> Array:
         return np.where(bits & 0x7FFF > 0x7F80, 0x7FFF, bits)
@@ -487,6 +507,7 @@ CASES = [
         bitwise(16, all_halves, lambda x, y, z, w: (from_e4m3(x), from_e5m2(x))),
     ),
     case("fp4_and_e8m0", "e2m1x2_to_f16x2 e8m0x2_to_bf16x2", bitwise(17, all_halves, fp4_and_scales)),
+    case("fma", "fma_", bitwise(26, floats(26, -2, 2), fma_twice)),
     case("canonical", "canonical canonical_bf16x2", bitwise(25, floats(25, -2, 2), canonical)),
     case("prmt", "prmt popc", bitwise(18, bit_words(18), prmt_popc)),
     case(

@@ -191,7 +191,7 @@ BAD_CHECKPOINTS: list[tuple[str, Callable[[Path], Path], list[str]]] = [
     (
         "TC0307",
         lambda folder: broken.edit(folder, bad_mxfp4_scale),
-        [f"{EXPERT}_scale", "[2, 5]", "255", "252"],
+        [f"{EXPERT}_scale", "[2, 5]", "255", "224"],
     ),
 ]
 
@@ -360,7 +360,7 @@ def test_packages(cli: Any, tiny_package: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_package, package)
     manifest = package / "manifest.json"
     text = manifest.read_text()
-    manifest.write_text(text.replace('"format_version": 2', '"format_version": 99'))
+    manifest.write_text(text.replace('"format_version": 3', '"format_version": 99'))
     check(cli("inspect", package), "TC0602", "99", "2")
     manifest.write_text(text[:200])
     check(cli("inspect", package), "TC0603", str(manifest))

@@ -98,7 +98,7 @@ def test_other_versions_are_refused_with_both_numbers(tmp_path: Path, field: str
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", '{"format_version": 2, "abi_version": 1, "ir_version": 1, "name": 3}', "[]"]
+    "text", ["", "{", '{"format_version": 3, "abi_version": 1, "ir_version": 1, "name": 3}', "[]"]
 )
 def test_damaged_files_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST_NAME).write_text(text)

@@ -6,7 +6,13 @@ import pytest
 
 from tests.passes.helpers import FILE, Net, context, line_of, lower, refusal, tiles_until, tiny
 from tilecc.emit.cuda import smem_bytes
-from tilecc.passes.rings import FIXED_BYTES, MAX_WEIGHT_STAGES, MIN_WEIGHT_STAGES, rings
+from tilecc.passes.rings import (
+    FIXED_BYTES,
+    MAX_ACTIVATION_SLOTS,
+    MIN_ACTIVATION_SLOTS,
+    RING_BYTES,
+    rings,
+)
 from tilecc.passes.roles import roles
 from tilecc.target import show
 
@@ -20,9 +26,11 @@ def test_before_and_after() -> None:
     ctx = context()
     assert graph.rings == ()
     made = {r.name: (r.slots, r.slot_bytes) for r in rings(graph, ctx).rings}
-    # weights: a group of 2 tiles, 1 bf16 block each. activations: one chunk. exchange: 4 warps, each
-    # with the probabilities of one block and the maxima and sums of 16 heads.
-    assert made == {"weights": (8, 2 * 4096), "activations": (8, 2048), "exchange": (2, 4 * (1024 + 128))}
+    # weights: a stage of the experts' down projection, two experts of one bf16 block, and their activations.
+    # exchange: 4 warps of attention, each with the probabilities of one block and the maxima
+    # and sums of 16 heads; a main loop over one K block leaves one partial.
+    exchange = (2, 4 * (1024 + 128))
+    assert made == {"weights": (8, 2 * 4096), "activations": (8, 2 * 2048), "exchange": exchange}
     (decision,) = (d for d in ctx.decisions if d.pass_name == "rings")
     assert decision.choice == "8 stages of 8192 B"
     needed = show(ctx.target.in_flight, "B")
@@ -30,20 +38,27 @@ def test_before_and_after() -> None:
 
 
 def test_the_largest_op_decides_the_slot() -> None:
-    assert sizes(Net(hidden=256))["weights"] == (8, 2 * 2 * 4096)  # two K blocks a chunk
-    assert sizes(Net(hidden=256, formats={"router": "f32"}, experts=48))["weights"] == (8, 2 * 8192)
+    assert sizes(Net(hidden=512))["weights"] == (8, 4 * 4096)  # four K blocks a stage
+    assert sizes(Net(hidden=256, formats={"router": "f32"}))["weights"] == (8, 2 * 8192)
     # the keys of 16 positions, or a row's queries of 16 heads; a window of 8 has one block per consumer warp
     assert sizes(Net(dim=192, v_dim=128))["activations"] == (8, 16 * 192 * 2)
     assert sizes(Net(dim=192, v_dim=128))["exchange"] == (2, 4 * (1024 + 128))
     assert sizes(Net(layers=((128, "dense"),)))["exchange"] == (2, 4 * (3 * 1024 + 128))
-    assert sizes(Net(dim=8, v_dim=2, rotary=4))["activations"] == (8, 2048)
+    assert sizes(Net(dim=8, v_dim=2, rotary=4))["activations"] == (8, 2 * 2048)
+    # eight K blocks of two tiles: four warps share the blocks, so a tile leaves four partials
+    assert sizes(Net(hidden=1024, vocab=8192))["exchange"] == (2, 4 * (1024 + 128))
 
 
-def test_weights_get_what_the_others_leave() -> None:
-    slots, stage = sizes(Net(hidden=512, dim=640, v_dim=64, formats={"router": "f32"}))["weights"]
-    assert MIN_WEIGHT_STAGES <= slots < MAX_WEIGHT_STAGES
-    left = 227 * 1024 - FIXED_BYTES - 8 * 20480 - 2 * 4 * (1024 + 128)
-    assert slots * stage <= left < (slots + 1) * stage
+def test_activations_give_way_to_the_weight_ring() -> None:
+    """The ring has 96 KiB beside the stage that is read before there are more than the fewest slots."""
+    made = sizes(
+        Net(hidden=2048, dim=384, v_dim=384, rotary=64, formats={"e_gate": "mxfp4", "e_up": "mxfp4"})
+    )
+    (stages, stage), (slots, slot) = made["weights"], made["activations"]
+    assert (stages - 1) * stage >= RING_BYTES and MIN_ACTIVATION_SLOTS <= slots < MAX_ACTIVATION_SLOTS
+    left = 227 * 1024 - FIXED_BYTES - slots * slot - 2 * made["exchange"][1]
+    assert stages * stage <= left < (stages + 1) * stage
+    assert (left - slot) // stage * stage < RING_BYTES + stage  # not one slot more would do
 
 
 @pytest.mark.parametrize(
@@ -57,10 +72,10 @@ def test_the_emitted_layout_fits_the_target(net: Net) -> None:
 
 
 def test_heads_that_do_not_fit() -> None:
-    graph = Net(layers=((8, "dense"), (0, "dense")), hidden=512, dim=1024, v_dim=512, rotary=64).graph()
+    graph = Net(layers=((8, "dense"), (0, "dense")), hidden=512, dim=2048, v_dim=512, rotary=64).graph()
     found = refusal(lambda: tiles_until(graph, rings), "TC0223")
     assert found.message == "shared memory of `sm_90a` does not hold 3 weight stages"
-    assert f"{227 * 1024} B per CTA; activations 8 x 32768 B, exchange 2 x 4608 B" in found.notes[0]
+    assert f"{227 * 1024} B per CTA; activations 3 x 65536 B, exchange 2 x 4608 B" in found.notes[0]
     assert found.span is not None
     assert (found.span.file, found.span.line) == (FILE, line_of(graph, "layers.0.attend"))
     assert found.help

@@ -22,7 +22,8 @@ def test_a_projection() -> None:
     before = tiles_until(Net(**sizes).graph(), None).op("layers.0.o_proj")  # type: ignore[arg-type]
     after = tiled(Net(**sizes)).op("layers.0.o_proj")  # type: ignore[arg-type]
     assert (before.tiles, before.reads, before.writes) == ({}, (), ())
-    assert after.tiles == {"tiles": 2, "blocks": 2, "splits": 2, "group": 2, "chunk": 1, "tasks": 2}
+    stage = {"group": 1, "chunk": 1, "slots": 1}
+    assert after.tiles == {"tiles": 2, "blocks": 2, "splits": 2, "tasks": 4, **stage}
     assert after.reads == (Access("attention", ((0, 8), (0, 256))),)
     assert after.writes == (Access("partials", ((0, 2), (0, 8), (0, 128))),)
 
@@ -30,13 +31,16 @@ def test_a_projection() -> None:
 def test_splits_fill_the_machine_and_are_limited() -> None:
     ctx = context()
     graph = tiles_until(Net(hidden=2048, heads=64, kv_heads=4, width=4096).graph(), tile, ctx)
-    # 2048 rows: 64 groups of two m16 tiles for 132 SMs
-    assert graph.op("layers.0.o_proj").tiles["splits"] == 132 // 64
-    assert graph.op("layers.0.down").tiles["splits"] == 2
+    # 128 m16 tiles, 132 SMs: 4 tiles and a quarter of K per CTA take 4 * 4096 + 2048 B per block of that
+    # quarter, one tile and all of K would take 4 * (4096 + 2048) B.
+    for name, blocks in (("layers.0.o_proj", 4), ("layers.0.down", 32)):
+        tiles = graph.op(name).tiles
+        assert (tiles["splits"], tiles["group"], tiles["tasks"]) == (4, 4, 128) and tiles["blocks"] == blocks
     assert tiled(Net()).op("layers.0.o_proj").tiles["splits"] == 1  # no more splits than K blocks
-    assert tiled(Net()).op("layers.1.experts_down").tiles["splits"] == MAX_SPLITS  # of six experts
+    assert tiled(Net()).op("layers.1.experts_down").tiles["splits"] == 3  # two experts each
+    assert tiled(Net(experts=8)).op("layers.1.experts_down").tiles["splits"] == MAX_SPLITS
     assert tiled(Net(experts=3)).op("layers.1.experts_down").tiles["splits"] == 3
-    assert any(d.subject == "o_proj" and d.choice == "2 K splits" for d in ctx.decisions)
+    assert any(d.subject == "o_proj" and d.choice == "4 K splits" for d in ctx.decisions)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_buffers_are_as_large_as_the_largest_layer_needs() -> None:
     graph = tiled(Net(layers=((0, "dense"), (8, "moe"), (0, "moe"))))
     buffers = {b.name: b for b in graph.buffers}
     assert (buffers["x"].shape, buffers["x"].nbytes) == ((8, 128), 8 * 128 * 2)
-    assert buffers["partials"].nbytes == 4 * 8 * 128 * 4  # the experts' four splits; o_proj has one
+    assert buffers["partials"].nbytes == 3 * 8 * 128 * 4  # the experts' three splits; o_proj has one
     assert buffers["hidden"].nbytes == 8 * 128 * 2  # 48 columns, padded
     assert buffers["expert_hidden"].shape == (6, 8, 16)
     assert buffers["routes"].shape == (3, 8, 2)

@@ -63,10 +63,11 @@ parameters (block size, scale format) it does not support.
         title="scale outside the legal range",
         explanation="""
 A block scale is NaN, zero where it must not be, or so large that the product of code and scale cannot be
-represented. The weight image takes MXFP4 scale bytes from 0 to 252.
+represented. The weight image takes MXFP4 scale bytes from 0 to 224, which is all
+that the main loop decodes exactly, and FP8 scales below 2^104.
 """,
         wrong="weight_scale byte 255 (NaN)",
-        right="weight_scale bytes from 0 to 252",
+        right="weight_scale bytes from 0 to 224",
     ),
     "TC0308": Entry(
         title="weight code is not a number",

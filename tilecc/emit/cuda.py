@@ -60,7 +60,7 @@ def emit_cuda(program: Program, model_file: str) -> str:
         smem=smem_bytes(program),
         bodies=lower_bodies(list(specs.values())),
         config=(
-            ("kConsumerWarps", warps["consumer"]), ("kActWarps", warps["activations"]),
+            ("kRowTiles", 1), ("kConsumerWarps", warps["consumer"]), ("kActWarps", warps["activations"]),
             ("kWStages", weights.slots), ("kWStageBytes", weights.slot_bytes),
             ("kASlots", activations.slots), ("kASlotBytes", activations.slot_bytes),
             ("kXSlots", exchange.slots), ("kXSlotBytes", exchange.slot_bytes),
@@ -94,5 +94,5 @@ def smem_bytes(program: Program) -> int:
     asserts."""
     weights, activations, exchange = (program.ring(n) for n in ("weights", "activations", "exchange"))
     barriers = -(-8 * (2 * (weights.slots + activations.slots + exchange.slots) + 2) // 128) * 128
-    route = -(-(16 + 4 * 64 + 4 * 64 * 8 + 4 * 64 + 4 * 64) // 128) * 128
+    route = -(-(16 + 4 * 64 + 4 * 64 * 8 + 4 * 64 + 4 * 64 + 4 * 16) // 128) * 128
     return barriers + route + sum(r.slots * r.slot_bytes for r in (weights, activations, exchange))

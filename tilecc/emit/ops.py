@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tilecc.emit.bodies import BodySpec, router_topk, softmax_merge
 from tilecc.ir.graph import AttrValue
 from tilecc.ir.program import OpClass, Program
+from tilecc.ir.tile import warps_along_k
 from tilecc.passes.tile import ceil_div, pad
 
 KV_FORMATS = {"bf16": "kBf16", "fp8": "kFp8"}
@@ -107,8 +108,10 @@ def _route(op: OpClass, program: Program) -> Parts:
     c = op.constants
     experts, k = int(c["experts"]), int(c["k"])
     body = router_topk(experts, k)
+    splits = (int(op.constants["tile_splits"]) for op in program.classes if op.kind == "experts_down")
     members = [
         _u32("kExperts", experts), _u32("kTopK", k), _u32("kPitch", c["tile_pitch"]),
+        _u32("kSplits", max(splits, default=1)),
         _at("kLogits", "router_logits", program), _at("kRoutes", "routes", program),
         _f32("kScaling", c["scaling"]), _bool("kNormTopK", bool(c["norm_topk"])),
     ]  # fmt: skip
@@ -179,6 +182,7 @@ _SOURCES = {"attention": "attention", "hidden": "hidden"}
 
 def _gemv(op: OpClass, program: Program) -> Parts:
     c = op.constants
+    consumers = next(r.warps for r in program.roles if r.name == "consumer")
     over = {"experts_up": "kExpertsUp", "experts_down": "kExpertsDown"}.get(op.kind, "kDense")
     normed = c["source"] == "norm"
     source = "x" if normed else "expert_hidden" if op.kind == "experts_down" else str(c["input"])
@@ -186,7 +190,8 @@ def _gemv(op: OpClass, program: Program) -> Parts:
         Member("Format", "kFormat", f"Format::{FORMATS[str(c['format'])]}"),
         Member("Over", "kOver", f"Over::{over}"),
         _u32("kTiles", c["tile_tiles"]), _u32("kBlocks", c["tile_blocks"]), _u32("kSplits", c["tile_splits"]),
-        _u32("kGroup", c["tile_group"]), _u32("kChunk", c["tile_chunk"]),
+        _u32("kGroup", c["tile_group"]), _u32("kChunk", c["tile_chunk"]), _u32("kSlots", c["tile_slots"]),
+        _u32("kWarpsK", warps_along_k(consumers, int(c["tile_chunk"]))),
         Member("Source", "kSource", "Source::kNorm" if normed else "Source::kFragment"),
         _at("kSourceOffset", source, program), _at("kSumSq", "sum_sq", program),
         _u32("kHidden", program.hidden),

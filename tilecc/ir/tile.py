@@ -166,3 +166,12 @@ class TileGraph:
         graph = parse_ir(text, [TileGraph], file)
         assert isinstance(graph, TileGraph)
         return graph
+
+
+def warps_along_k(consumers: int, chunk: int) -> int:
+    """Consumer warps that share the K blocks of a chunk, the others its m16 tiles: the largest power of two
+    that divides the consumers and leaves no warp without a block."""
+    warps = 1
+    while consumers % (2 * warps) == 0 and 2 * warps <= chunk:
+        warps *= 2
+    return warps

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from tilecc.diag import Diagnostic
 from tilecc.ir.attention import exchange_bytes, key_bytes, query_bytes, value_bytes
-from tilecc.ir.tile import Access, HandOffKind, RingSpec, RoleSpec, Space, TileGraph, TileOp
+from tilecc.ir.tile import Access, HandOffKind, RingSpec, RoleSpec, Space, TileGraph, TileOp, warps_along_k
 from tilecc.ir.verify import Rule, violation
 from tilecc.weights.layout import BLOCK_BYTES
 
@@ -353,12 +353,12 @@ def rings_large_enough(graph: TileGraph) -> Iterator[Diagnostic]:
 def slot_needs(graph: TileGraph, op: TileOp, consumers: int) -> Iterator[tuple[str, int]]:
     """(ring, bytes) that an op puts into one slot: the static_asserts of op_gemv.cuh and op_attention.cuh."""
     if "chunk" in op.tiles:
-        group, chunk = op.tiles["group"], op.tiles["chunk"]
+        group, chunk = op.tiles["group"], op.tiles["slots"] * op.tiles["chunk"]
         matrix = next((w for w in graph.weights if w.name == op.weights.get("matrix")), None)
         if matrix is not None and matrix.format in BLOCK_BYTES:
             yield "weights", group * chunk * BLOCK_BYTES[matrix.format]
         yield "activations", chunk * CHUNK_BYTES
-        yield "exchange", consumers * group * FRAGMENT_BYTES
+        yield "exchange", warps_along_k(consumers, op.tiles["chunk"]) * group * FRAGMENT_BYTES
     if op.kind == "attention":
         dim, v_dim, kv = int(op.attrs["head_dim"]), int(op.attrs["v_head_dim"]), str(op.attrs["kv"])
         yield "activations", max(query_bytes(dim), key_bytes(dim, kv), value_bytes(v_dim, kv))

@@ -16,8 +16,8 @@ import msgspec
 
 from tilecc.diag import Span, TileccError, error
 
-FORMAT_VERSION = 2
-"""Version of the package layout and of this file. Another version is refused."""
+FORMAT_VERSION = 3
+"""Version of the package layout, of the weight image and of this file. Another version is refused."""
 
 ABI_VERSION = 1
 """Version of the launch ABI (``tilecc_params`` in templates/include/tilecc_params.h)."""

@@ -9,16 +9,19 @@ import dataclasses
 
 from tilecc.diag import error
 from tilecc.ir.attention import exchange_bytes, key_bytes, query_bytes, value_bytes
-from tilecc.ir.tile import RingSpec, TileGraph
+from tilecc.ir.tile import RingSpec, TileGraph, warps_along_k
 from tilecc.passes.context import PassContext
 from tilecc.passes.tile import ceil_div
 from tilecc.target import show
 from tilecc.weights.layout import BLOCK_BYTES
 
-ACTIVATION_SLOTS = 8
+MAX_ACTIVATION_SLOTS = 8
+MIN_ACTIVATION_SLOTS = 3
 EXCHANGE_SLOTS = 2
 MAX_WEIGHT_STAGES = 8
 MIN_WEIGHT_STAGES = 3
+RING_BYTES = 96 * 1024
+"""Weights requested and not yet read that keep the memory system busy; activations give way to them."""
 FIXED_BYTES = 4096
 """Barriers and the routing record: checked against the emitted layout by a static_assert."""
 
@@ -31,16 +34,21 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
     for op in graph.ops:
         if "chunk" in op.tiles:
             block = BLOCK_BYTES[weights[op.weights["matrix"]].format]
-            stage = max(stage, op.tiles["group"] * op.tiles["chunk"] * block)
-            activation = max(activation, op.tiles["chunk"] * 2048)
-            exchange = max(exchange, consumers * op.tiles["group"] * 512)
+            group, chunk = op.tiles["group"], op.tiles["slots"] * op.tiles["chunk"]
+            stage = max(stage, group * chunk * block)
+            activation = max(activation, chunk * 2048)
+            exchange = max(exchange, warps_along_k(consumers, op.tiles["chunk"]) * group * 512)
         if op.kind == "attention":
             dim, v_dim, kv = int(op.attrs["head_dim"]), int(op.attrs["v_head_dim"]), str(op.attrs["kv"])
             activation = max(activation, query_bytes(dim), key_bytes(dim, kv), value_bytes(v_dim, kv))
             exchange = max(exchange, exchange_bytes(int(op.attrs["window"]), consumers))
     stage, activation, exchange = (ceil_div(n, 128) * 128 for n in (stage, activation, exchange))
-    left = ctx.target.smem_per_cta - FIXED_BYTES - ACTIVATION_SLOTS * activation - EXCHANGE_SLOTS * exchange
-    stages = min(MAX_WEIGHT_STAGES, left // stage)
+    room = ctx.target.smem_per_cta - FIXED_BYTES - EXCHANGE_SLOTS * exchange
+    slots = MAX_ACTIVATION_SLOTS
+    wanted = min(RING_BYTES + stage, MAX_WEIGHT_STAGES * stage)  # one stage is being read
+    while slots > MIN_ACTIVATION_SLOTS and (room - slots * activation) // stage * stage < wanted:
+        slots -= 1
+    stages = min(MAX_WEIGHT_STAGES, max(0, room - slots * activation) // stage)
     if stages < MIN_WEIGHT_STAGES:
         heads = [op for op in graph.ops if op.kind == "attention"] or list(graph.ops)
         largest = max(
@@ -50,7 +58,7 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
             "TC0223",
             f"shared memory of `{ctx.target.name}` does not hold {MIN_WEIGHT_STAGES} weight stages",
             span=largest.loc.span(largest.name),
-            note=f"{ctx.target.smem_per_cta} B per CTA; activations {ACTIVATION_SLOTS} x {activation} B,"
+            note=f"{ctx.target.smem_per_cta} B per CTA; activations {slots} x {activation} B,"
             f" exchange {EXCHANGE_SLOTS} x {exchange} B, one weight stage {stage} B",
             help="use smaller attention heads",
         )
@@ -65,7 +73,7 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
         graph,
         rings=(
             RingSpec("weights", stages, stage),
-            RingSpec("activations", ACTIVATION_SLOTS, activation),
+            RingSpec("activations", slots, activation),
             RingSpec("exchange", EXCHANGE_SLOTS, exchange),
         ),
     )

@@ -17,14 +17,20 @@ from tilecc.diag import error
 from tilecc.ir.attention import CHUNK_BLOCKS, KV_BLOCK, block_bytes, partial_bytes, query_bytes, window_turns
 from tilecc.ir.tile import Access, Buffer, Space, TileGraph, TileOp, Weight
 from tilecc.passes.context import PassContext
+from tilecc.weights.layout import BLOCK_BYTES
 
 ROWS = 8
 TILE_ROWS = 16
 BLOCK_COLS = 128
 UNIT_COLS = 64
 MAX_GRID = 256
-GROUP = 2
-CHUNK = {"bf16": 2, "f32": 1, "fp8_block": 2, "mxfp4": 2}
+MAX_GROUP = 8
+MAX_CHUNK = 8
+STAGE_BLOCKS = {"bf16": 8, "f32": 4, "fp8_block": 16, "mxfp4": 32}
+"""Weight blocks of one ring stage: about 32 KiB, so that waiting and signalling cost little per weight."""
+MIN_CHUNK = {"bf16": 1, "f32": 1, "fp8_block": 2, "mxfp4": 4}
+"""K blocks of a tile that one bulk copy should bring at least: some 4 KiB."""
+ACT_BLOCK_BYTES = 2048
 MAX_SPLITS = 4
 PEER_SLOTS = 3
 """Epochs of pushed terms kept apart. A rank that has the terms of epoch e + 2 of every rank knows that all
@@ -145,34 +151,77 @@ class _Tiler:
             raise self.unfit(
                 op, f"`{weight.name}` has {weight.cols} columns; MXFP4 scales cover 32 columns each"
             )
-        blocks, group = ceil_div(weight.cols, BLOCK_COLS), min(GROUP, tiles)
-        chunk = min(CHUNK[weight.format], ceil_div(blocks, splits if op.kind != "experts_down" else 1))
-        tasks = ceil_div(tiles, group) * splits * slots
+        blocks = ceil_div(weight.cols, BLOCK_COLS)
+        group, chunk, experts = self.stage(op, tiles, splits, slots)
         return {
             "tiles": tiles,
             "blocks": blocks,
             "splits": splits,
             "group": group,
             "chunk": chunk,
-            "tasks": tasks,
+            "slots": experts,
+            "tasks": ceil_div(tiles, group) * splits * slots,
         }
+
+    def stage(self, op: TileOp, tiles: int, splits: int, slots: int = 1) -> tuple[int, int, int]:
+        """What one ring stage of a main loop holds: (m16 tiles, K blocks of each, experts).
+
+        The tiles of a stage share their activations, so the group is chosen by the bytes, weights and
+        activations, that the busiest CTA fetches. What is left of the stage goes to K blocks and, for the
+        down projection, to experts.
+        """
+        budget = STAGE_BLOCKS[self.matrix(op).format]
+        down = op.kind == "experts_down"
+        blocks = self.split_blocks(op, splits)
+        group = min(self.groups(op, tiles), key=lambda g: self.bytes_per_cta(op, tiles, splits, slots, g))
+        chunk = min(MAX_CHUNK, max(1, budget // group), blocks)
+        experts = 1
+        if down and chunk == blocks:
+            owned = ceil_div(self.matrix(op).experts, splits)
+            experts = max(1, min(budget // (group * chunk), MAX_CHUNK // chunk, owned))
+        return group, chunk, experts
+
+    def groups(self, op: TileOp, tiles: int) -> list[int]:
+        """Legal numbers of m16 tiles in a group, the largest first: it wins when two cost the same."""
+        format = self.matrix(op).format
+        most = min(MAX_GROUP, STAGE_BLOCKS[format] // MIN_CHUNK[format])
+        return [g for g in (8, 4, 2, 1) if g <= most and g < 2 * tiles]
+
+    def split_blocks(self, op: TileOp, splits: int) -> int:
+        """K blocks of one matrix that a task goes through."""
+        blocks = ceil_div(self.matrix(op).cols, BLOCK_COLS)
+        return blocks if op.kind == "experts_down" else ceil_div(blocks, splits)
+
+    def bytes_per_cta(self, op: TileOp, tiles: int, splits: int, slots: int, group: int) -> int:
+        """Weights and activations that the busiest CTA fetches for the op."""
+        weight = self.matrix(op)
+        blocks = self.split_blocks(op, splits)
+        if op.kind == "experts_down":
+            blocks *= ceil_div(weight.experts, splits)
+        tasks = ceil_div(tiles, group) * splits * slots
+        per_block = group * BLOCK_BYTES[weight.format] + ACT_BLOCK_BYTES
+        return ceil_div(tasks, self.ctx.target.sms) * blocks * per_block
 
     def splits(self, op: TileOp) -> int:
         """K splits of a projection into the residual: enough tasks for every SM, a constant of the
         Program."""
         weight = self.matrix(op)
-        tasks = ceil_div(ceil_div(weight.rows, TILE_ROWS), GROUP)
+        most = weight.experts if op.kind == "experts_down" else ceil_div(weight.cols, BLOCK_COLS)
+        tiles, sms = ceil_div(weight.rows, TILE_ROWS), self.ctx.target.sms
         if "ranks" in op.attrs:
             self.ctx.decide(
                 "tile", op.label, "no K split",
-                f"the ranks split K already; {tasks} groups of m16 tiles push their terms themselves",
+                f"the ranks split K already; {tiles} m16 tiles push their terms themselves",
             )  # fmt: skip
             return 1
-        most = weight.experts if op.kind == "experts_down" else ceil_div(weight.cols, BLOCK_COLS)
-        splits = max(1, min(most, MAX_SPLITS, self.ctx.target.sms // tasks))
+
+        def cost(splits: int) -> int:
+            return min(self.bytes_per_cta(op, tiles, splits, 1, g) for g in self.groups(op, tiles))
+
+        splits = min(range(1, min(most, MAX_SPLITS) + 1), key=cost)
         self.ctx.decide(
             "tile", op.label, f"{splits} K splits",
-            f"{tasks} groups of m16 tiles for {self.ctx.target.sms} SMs; partials are added in split order",
+            f"{tiles} m16 tiles for {sms} SMs; partials are added in split order",
         )  # fmt: skip
         return splits
 

@@ -96,7 +96,7 @@ def _gemv(base: SimOp, op: TileOp, format: str, scenario: Scenario, route: int) 
         tasks, blocks = tasks * scenario.active, t["blocks"]
     if op.kind == "experts_down":
         blocks = t["blocks"] * scenario.active / t["splits"]
-    chunk = min(t["chunk"], t["blocks"])
+    chunk = min(t["chunk"], t["blocks"]) * t["slots"]
     # Tiles that do not fill the last group carry no bytes.
     tiles = t["tiles"] / -(-t["tiles"] // t["group"])
     per_stage = tiles * chunk

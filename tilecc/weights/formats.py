@@ -24,9 +24,9 @@ FP8_MAX = 448.0
 MXFP4_VALUES: F32 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 """Value of each E2M1 code; bit 3 is the sign."""
 
-MXFP4_MAX_SCALE = 252
-"""Largest E8M0 byte whose product with every code is a finite float32 (6 * 2**125 < 2**128) and finite
-bf16."""
+MXFP4_MAX_SCALE = 224
+"""Largest E8M0 byte of the weight image: the kernel multiplies by 2^(byte - 97), a finite float32
+(templates/include/mma_formats.cuh). It stands for 2^97, far beyond any weight."""
 
 
 def round_bf16(x: NDArray[Any]) -> F32:

@@ -6,9 +6,11 @@ The image depends on shapes and formats only, never on the schedule, the grid or
 
 * bf16  4096 B: [step 8][lane 32][8 x bf16]
 * f32   8192 B: [step 8][half 2][lane 32][4 x f32]
-* fp8   2112 B: [step pair 4][lane 32][2 steps x 8 codes], then 16 x f32 scale, one per tile row
-* mxfp4 1088 B: [step pair 4][lane 32][2 x u32 of 8 nibbles], then u8 scale [row 16][group of 32 columns, 4]
+* fp8   2112 B: [step pair 4][lane 32][step 2][u, v: u32], then f32 scale * 2^24 [row g 8][row half 2]
+* mxfp4 1088 B: [half 2][lane 32][step 4][u32 of 8 nibbles], then u32 [row g 8][row half 2]: four E8M0 bytes
+  + 30 for the row's groups of 32 columns, group 0 highest, rotated right by one bit
 
+How the bits of codes lie in their words: image_pack.py, for the decode in templates/include/mma_formats.cuh.
 Rows and columns outside the tensor are zero (codes 0; scales f32 0, E8M0 0x7f).
 """
 

@@ -3,8 +3,9 @@
 A block is one m16 tile x 128 columns = 8 steps of m16k16. With lane = 4 g + t, the eight A elements of a lane
 in a step are, in this order (PTX ISA, mma.m16n8k16 fragment of A):
 (g, 2t) (g, 2t+1) (g+8, 2t) (g+8, 2t+1) (g, 2t+8) (g, 2t+9) (g+8, 2t+8) (g+8, 2t+9).
-Splitting rows as [half 2][g 8] and the columns of a step as [half 2][t 4][e 2] makes every layout an axis
-permutation: the element number is (column half, row half, e).
+Two neighbours share a register of the fragment, a0 to a3, the even column in its low half. Splitting rows as
+[half 2][g 8] and the columns of a step as [half 2][t 4][e 2] makes every layout an axis permutation: the
+element number is (column half, row half, e).
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from numpy.typing import NDArray
 
 from tilecc.diag import Span, TileccError, error
 from tilecc.package import ImageEntry
+from tilecc.weights.formats import MXFP4_MAX_SCALE
 from tilecc.weights.image_rows import Index, scale_rows, source_rows
 from tilecc.weights.layout import BLOCK_BYTES, BLOCK_COLS, TILE_ROWS
 
 Bytes = NDArray[np.uint8]
 
-MXFP4_MAX_SCALE = 252
-"""Largest legal E8M0 byte: 2^(252 - 127) x 6 is still finite in bf16 and float32."""
 MXFP4_GROUP = 32
+FP8_SCALE_FACTOR = np.float32(2.0**24)
+"""What is left of the codes' 2^120 after the activations' 2^96 (templates/include/mma_formats.cuh)."""
+FP8_REGISTERS = ((0, 0x00000000), (4, 0xFFFFFFFF), (28, 0x00700070), (8, 0x8FFF8FFF))
+"""Of each register: rotation of the word that it comes from, and which bits of that word lie in v, not u."""
 
 
 def pack_matrix(
@@ -84,19 +88,23 @@ def _pack_fp8(
     codes = [v.view(np.uint8) for v in values]
     for code, scale, name in zip(codes, scales, names, strict=True):
         _refuse((code & 0x7F) == 0x7F, code, name, "TC0308", "is the FP8 code of NaN")
-        _refuse(~np.isfinite(scale), scale, name + "_scale_inv", "TC0307", "is not a finite scale")
-    # Two adjacent columns travel as one u16: half the elements to permute.
+        with np.errstate(over="ignore"):
+            shifted = scale * FP8_SCALE_FACTOR
+        _refuse(~np.isfinite(shifted), scale, name + "_scale_inv", "TC0307", "is not a scale below 2^104")
+    # Two adjacent columns, one register of the fragment, travel as one u16: half the elements to permute.
     grid = _gather(entry, codes, source, row, entry.cols, BLOCK_COLS).view(np.uint16)
-    pairs = grid.reshape(entry.tiles, 2, 8, entry.k_blocks, 4, 2, 2, 4)
-    # axes: 0 tile, 1 row half, 2 g, 3 block, 4 step pair, 5 step of the pair, 6 column half, 7 t
-    packed = pairs.transpose(0, 3, 4, 2, 7, 5, 6, 1).reshape(entry.tiles, entry.k_blocks, -1)
-    out[:, :, :2048] = packed.view(np.uint8)
+    pairs = grid.reshape(entry.tiles, 2, 8, entry.k_blocks, 8, 2, 4)
+    # axes: 0 tile, 1 row half, 2 g, 3 block, 4 step, 5 column half, 6 t -> tile, block, step, g, t, register
+    registers = pairs.transpose(0, 3, 4, 2, 6, 5, 1).reshape(entry.tiles, entry.k_blocks, 8, 32, 4)
+    words = _fp8_words(registers).reshape(entry.tiles, entry.k_blocks, 4, 2, 32, 2)
+    packed = words.transpose(0, 1, 2, 4, 3, 5).reshape(entry.tiles, entry.k_blocks, -1)
+    out[:, :, :2048] = np.ascontiguousarray(packed).view(np.uint8)
     per_row = np.zeros((entry.tiles * TILE_ROWS, entry.k_blocks), np.float32)
     for index, scale in enumerate(scales):
         mine = source == index
-        per_row[mine] = scale[scale_rows(entry, row[mine])]
-    blocks = per_row.reshape(entry.tiles, TILE_ROWS, entry.k_blocks).transpose(0, 2, 1)
-    out[:, :, 2048:] = np.ascontiguousarray(blocks).view(np.uint8)
+        per_row[mine] = scale[scale_rows(entry, row[mine])] * FP8_SCALE_FACTOR
+    blocks = per_row.reshape(entry.tiles, 2, 8, entry.k_blocks).transpose(0, 3, 2, 1)
+    out[:, :, 2048:] = np.ascontiguousarray(blocks).reshape(entry.tiles, entry.k_blocks, -1).view(np.uint8)
 
 
 def _pack_mxfp4(
@@ -109,17 +117,56 @@ def _pack_mxfp4(
     out: Bytes,
 ) -> None:
     for scale, name in zip(scales, names, strict=True):
-        bad = scale > MXFP4_MAX_SCALE
-        _refuse(bad, scale, name.removesuffix(".weight") + ".weight_scale", "TC0307", "exceeds 252")
-    # A source byte is two adjacent columns, low nibble first: exactly elements (2t, 2t+1) of a lane, so bytes
-    # move whole and byte b of the lane's u32 holds elements 2b and 2b + 1.
+        bad, full = scale > MXFP4_MAX_SCALE, name.removesuffix(".weight") + ".weight_scale"
+        _refuse(bad, scale, full, "TC0307", f"exceeds {MXFP4_MAX_SCALE}")
+    # A source byte is two adjacent columns, low nibble first: one register of the fragment.
     grid = _gather(entry, values, source, row, entry.cols // 2, BLOCK_COLS // 2)
-    pairs = grid.reshape(entry.tiles, 2, 8, entry.k_blocks, 4, 2, 2, 4)
-    packed = pairs.transpose(0, 3, 4, 2, 7, 5, 6, 1).reshape(entry.tiles, entry.k_blocks, -1)
-    out[:, :, :1024] = packed
-    groups = _gather(entry, scales, source, row, entry.cols // MXFP4_GROUP, 4, fill=0x7F)
-    blocks = groups.reshape(entry.tiles, TILE_ROWS, entry.k_blocks, 4).transpose(0, 2, 1, 3)
-    out[:, :, 1024:] = blocks.reshape(entry.tiles, entry.k_blocks, -1)
+    pairs = grid.reshape(entry.tiles, 2, 8, entry.k_blocks, 8, 2, 4)
+    registers = pairs.transpose(0, 3, 4, 2, 6, 5, 1).reshape(entry.tiles, entry.k_blocks, 8, 32, 4)
+    words = _mxfp4_words(registers).reshape(entry.tiles, entry.k_blocks, 2, 4, 32)
+    packed = words.transpose(0, 1, 2, 4, 3).reshape(entry.tiles, entry.k_blocks, -1)
+    out[:, :, :1024] = np.ascontiguousarray(packed).view(np.uint8)
+    groups = _gather(entry, scales, source, row, entry.cols // MXFP4_GROUP, 4, fill=0x7F) + np.uint8(30)
+    # Group 0 in the highest byte, the word then moved right by one bit: group 0 at bits 30 to 23.
+    word = np.ascontiguousarray(groups.reshape(-1, 4)[:, ::-1]).view("<u4").reshape(-1)
+    word = word >> np.uint32(1) | word << np.uint32(31)
+    blocks = word.reshape(entry.tiles, 2, 8, entry.k_blocks).transpose(0, 3, 2, 1)
+    out[:, :, 1024:] = np.ascontiguousarray(blocks).reshape(entry.tiles, entry.k_blocks, -1).view(np.uint8)
+
+
+def _mxfp4_words(registers: Bytes) -> NDArray[np.uint32]:
+    """Return the u32 of one lane and k16 step: u8[..., 4 registers of two nibbles] -> u32[...].
+
+    The inverse of decode_mxfp4 in templates/include/mma_formats.cuh. A nibble (sign, e1, e0, m) goes to the
+    bits that end at 15, 8, 7, 6 of its half: register r is the word rotated right by 3 r, and of register 3,
+    whose place would be taken, bits 3, 1, 0, 4 are multiplied there.
+    """
+    out = np.zeros(registers.shape[:-1], np.uint32)
+    for r in range(4):
+        places = (3, 1, 0, 4) if r == 3 else tuple(bit + 3 * r for bit in (15, 8, 7, 6))
+        table = np.zeros(256, np.uint32)
+        for half in range(2):
+            for bit, place in zip((3, 2, 1, 0), places, strict=True):
+                mask = np.arange(256, dtype=np.uint32) >> (4 * half + bit) & 1
+                table |= (mask << ((place + 16 * half) % 32)).astype(np.uint32)
+        out |= table[registers[..., r]]
+    return out
+
+
+def _fp8_words(registers: NDArray[np.uint16]) -> NDArray[np.uint32]:
+    """Return the two u32 of one lane and k16 step: u16[..., 4 registers of two codes] -> u32[..., 2].
+
+    The inverse of decode_fp8 in templates/include/mma_formats.cuh. A code goes to the bits that end at 15
+    (sign) and 10 to 4 of its half; register r is u, v or a mixture, rotated right by 0, 4, 28 or 8.
+    """
+    out = np.zeros((*registers.shape[:-1], 2), np.uint32)
+    for r, (rotation, in_v) in enumerate(FP8_REGISTERS):
+        for half in range(2):
+            code = (registers[..., r] >> np.uint16(8 * half) & np.uint16(0xFF)).astype(np.uint32)
+            for bit in range(8):
+                place = ((15 if bit == 7 else bit + 4) + 16 * half + rotation) % 32
+                out[..., in_v >> place & 1] |= (code >> np.uint32(bit) & np.uint32(1)) << np.uint32(place)
+    return out
 
 
 def _gather(

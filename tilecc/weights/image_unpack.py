@@ -67,16 +67,40 @@ def _element(format: str, data: bytes, r: int, c: int) -> float:
             "<f", data, (((step * 2 + number // 4) * 32 + lane) * 4 + number % 4) * 4
         )
         return float(value)
-    chunk = (step // 2) * 32 + lane
+    register, high = number // 2, number % 2
     if format == "fp8_block":
-        code = data[chunk * 16 + (step % 2) * 8 + number]
-        (scale,) = struct.unpack_from("<f", data, 2048 + r * 4)
+        u, v = struct.unpack_from("<2I", data, (((step // 2) * 32 + lane) * 2 + step % 2) * 8)
+        code = _fp8_code(u, v, register, high)
+        (scale,) = struct.unpack_from("<f", data, 2048 + (r % 8) * 8 + r // 8 * 4)
         exact = float(np.array(code, np.uint8).view(ml_dtypes.float8_e4m3fn))
-        return float(np.float32(exact) * np.float32(scale))
-    (word,) = struct.unpack_from("<I", data, chunk * 8 + (step % 2) * 4)
-    code = (word >> (4 * number)) & 15
-    exponent = data[1024 + r * 4 + c // 32]
+        return float(np.float32(exact) * (np.float32(scale) / np.float32(2**24)))
+    (word,) = struct.unpack_from("<I", data, (((step // 4) * 32 + lane) * 4 + step % 4) * 4)
+    code = _mxfp4_code(word, register, high)
+    (scales,) = struct.unpack_from("<I", data, 1024 + (r % 8) * 8 + r // 8 * 4)
+    rotated = (scales << 1 | scales >> 31) & 0xFFFFFFFF
+    exponent = (rotated >> (24 - 8 * (c // 32)) & 255) - 30
     return float((-1.0 if code & 8 else 1.0) * _E2M1[code & 7] * 2.0 ** (exponent - 127))
+
+
+# Bits of a u32 that hold each bit of a code, lowest bit first, for registers a0 to a3 and the even column.
+# The odd column's lie 16 further (modulo 32).
+_MXFP4_BITS = ((6, 7, 8, 15), (9, 10, 11, 18), (12, 13, 14, 21), (4, 0, 1, 3))
+# For FP8: (word, bit).
+_FP8_BITS = (
+    ((0, 4), (0, 5), (0, 6), (0, 7), (0, 8), (0, 9), (0, 10), (0, 15)),
+    ((1, 8), (1, 9), (1, 10), (1, 11), (1, 12), (1, 13), (1, 14), (1, 19)),
+    ((0, 0), (0, 1), (0, 2), (0, 3), (1, 4), (1, 5), (1, 6), (0, 11)),
+    ((0, 12), (0, 13), (0, 14), (1, 15), (1, 16), (1, 17), (1, 18), (1, 23)),
+)
+
+
+def _mxfp4_code(word: int, register: int, high: int) -> int:
+    return sum((word >> (at + 16 * high) % 32 & 1) << i for i, at in enumerate(_MXFP4_BITS[register]))
+
+
+def _fp8_code(u: int, v: int, register: int, high: int) -> int:
+    bits = _FP8_BITS[register]
+    return sum(((u, v)[w] >> (at + 16 * high) % 32 & 1) << i for i, (w, at) in enumerate(bits))
 
 
 def _logical_row(entry: ImageEntry, tile: int, r: int) -> int:

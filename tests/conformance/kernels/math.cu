@@ -34,6 +34,7 @@ TK_FN u32x2 arithmetic(u32 op, u32x4 v) {
     case 22: return u32x2{bfi(v.x, v.w, v.y, v.z), v.w};
     case 23: return u32x2{shf_l(v.x, v.y, v.z), shf_r(v.x, v.y, v.z)};
     case 25: return u32x2{f2u(canonical(f)), canonical_bf16x2(v.y)};
+    case 26: return u32x2{f2u(fma_(f, g, u2f(v.z))), f2u(fma_(g, u2f(v.z), u2f(v.w)))};
     default: return u32x2{shf_l_clamp(v.x, v.y, v.z), shf_r_clamp(v.x, v.y, v.z)};
   }
 }

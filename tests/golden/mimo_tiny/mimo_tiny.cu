@@ -3,7 +3,7 @@
 //
 //   grid     any number of CTAs that are resident together, at most 256: result bits do not depend on it
 //   CTA      1 loader, 1 store, 2 activations, 4 consumer warps
-//   rings    weights 8 x 16384 B, activations 8 x 4096 B, exchange 2 x 4608 B
+//   rings    weights 8 x 16384 B, activations 8 x 8192 B, exchange 2 x 4608 B
 #include "epilogues.cuh"
 #include "op_attention.cuh"
 #include "op_attention_split.cuh"
@@ -159,18 +159,19 @@ constexpr u64 kCounters = 1264128;         // 2176 B
 
 // The machine of one CTA: warps per role, rings of shared memory.
 struct Config {
+  static constexpr u32 kRowTiles = 1;
   static constexpr u32 kConsumerWarps = 4;
   static constexpr u32 kActWarps = 2;
   static constexpr u32 kWStages = 8;
   static constexpr u32 kWStageBytes = 16384;
   static constexpr u32 kASlots = 8;
-  static constexpr u32 kASlotBytes = 4096;
+  static constexpr u32 kASlotBytes = 8192;
   static constexpr u32 kXSlots = 2;
   static constexpr u32 kXSlotBytes = 4608;
   static constexpr u64 kCounters = ws::kCounters, kState = ws::kState;
 };
 using Cx = Ctx<Config>;
-static_assert(Cx::S::kTotal == 176384, "the runtime asks for this much shared memory");
+static_assert(Cx::S::kTotal == 209152, "the runtime asks for this much shared memory");
 
 // ---- ops -----------------------------------------------------------------------------------------------------------
 
@@ -199,8 +200,10 @@ struct QkvGlobalOp {
   static constexpr u32 kTiles = 44;
   static constexpr u32 kBlocks = 2;
   static constexpr u32 kSplits = 1;
-  static constexpr u32 kGroup = 2;
+  static constexpr u32 kGroup = 1;
   static constexpr u32 kChunk = 2;
+  static constexpr u32 kSlots = 1;
+  static constexpr u32 kWarpsK = 2;
   static constexpr Source kSource = Source::kNorm;
   static constexpr u64 kSourceOffset = ws::kX;
   static constexpr u64 kSumSq = ws::kSumSq;
@@ -243,7 +246,7 @@ struct AttentionGlobalOp {
   static constexpr u32 kSplits = 16;
   static constexpr u32 kChunkBlocks = 4;
   static constexpr u64 kPartials = ws::kAttentionPartials;
-  static constexpr u32 kRotation = 26;
+  static constexpr u32 kRotation = 48;
   static constexpr u32 kCounter = 2;
   struct KvShape {
     static constexpr KvFormat kFormat = KvFormat::kBf16;
@@ -267,7 +270,7 @@ struct AttentionMergeOp {
   static constexpr bool kSink = false;
   static constexpr u64 kPartials = ws::kAttentionPartials;
   static constexpr u64 kOut = ws::kAttention;
-  static constexpr u32 kRotation = 154;
+  static constexpr u32 kRotation = 176;
   static constexpr u32 kCounter = 3;
   static TK_FN void merge(float* m, float* d, float sink, float* scale) { softmax_merge_1(m, d, sink, scale); }
 };
@@ -282,8 +285,10 @@ struct OProjOp {
   static constexpr u32 kTiles = 16;
   static constexpr u32 kBlocks = 2;
   static constexpr u32 kSplits = 2;
-  static constexpr u32 kGroup = 2;
+  static constexpr u32 kGroup = 1;
   static constexpr u32 kChunk = 1;
+  static constexpr u32 kSlots = 1;
+  static constexpr u32 kWarpsK = 1;
   static constexpr Source kSource = Source::kFragment;
   static constexpr u64 kSourceOffset = ws::kAttention;
   static constexpr u64 kSumSq = ws::kSumSq;
@@ -291,7 +296,7 @@ struct OProjOp {
   static constexpr float kEps = 0.0f;
   static constexpr u64 kOffset = ws::kPartials;
   static constexpr u32 kColumns = 256;
-  static constexpr u32 kRotation = 282;
+  static constexpr u32 kRotation = 304;
   static constexpr u32 kCounter = 4;
   using Epilogue = PartialEpilogue<OProjOp>;
 };
@@ -308,7 +313,7 @@ struct AttnReduceOp {
   static constexpr u32 kUnits = 4;
   static constexpr u64 kPartials = ws::kPartials;
   static constexpr u32 kSplits = 2;
-  static constexpr u32 kRotation = 298;
+  static constexpr u32 kRotation = 336;
   static constexpr u32 kCounter = 5;
 };
 using AttnReduce = tilecc::Reduce<Config, AttnReduceOp>;
@@ -324,8 +329,10 @@ struct GateUpOp {
   static constexpr u32 kTiles = 64;
   static constexpr u32 kBlocks = 2;
   static constexpr u32 kSplits = 1;
-  static constexpr u32 kGroup = 2;
+  static constexpr u32 kGroup = 1;
   static constexpr u32 kChunk = 2;
+  static constexpr u32 kSlots = 1;
+  static constexpr u32 kWarpsK = 2;
   static constexpr Source kSource = Source::kNorm;
   static constexpr u64 kSourceOffset = ws::kX;
   static constexpr u64 kSumSq = ws::kSumSq;
@@ -334,7 +341,7 @@ struct GateUpOp {
   static constexpr u64 kOffset = ws::kHidden;
   static constexpr u32 kColumns = 512;
   static constexpr bool kRouted = false;
-  static constexpr u32 kRotation = 302;
+  static constexpr u32 kRotation = 340;
   static constexpr u32 kCounter = 6;
   using Epilogue = SwigluEpilogue<GateUpOp>;
 };
@@ -349,8 +356,10 @@ struct DownOp {
   static constexpr u32 kTiles = 16;
   static constexpr u32 kBlocks = 4;
   static constexpr u32 kSplits = 4;
-  static constexpr u32 kGroup = 2;
+  static constexpr u32 kGroup = 1;
   static constexpr u32 kChunk = 1;
+  static constexpr u32 kSlots = 1;
+  static constexpr u32 kWarpsK = 1;
   static constexpr Source kSource = Source::kFragment;
   static constexpr u64 kSourceOffset = ws::kHidden;
   static constexpr u64 kSumSq = ws::kSumSq;
@@ -358,7 +367,7 @@ struct DownOp {
   static constexpr float kEps = 0.0f;
   static constexpr u64 kOffset = ws::kPartials;
   static constexpr u32 kColumns = 256;
-  static constexpr u32 kRotation = 334;
+  static constexpr u32 kRotation = 404;
   static constexpr u32 kCounter = 7;
   using Epilogue = PartialEpilogue<DownOp>;
 };
@@ -374,7 +383,7 @@ struct MlpReduceOp {
   static constexpr u32 kUnits = 4;
   static constexpr u64 kPartials = ws::kPartials;
   static constexpr u32 kSplits = 4;
-  static constexpr u32 kRotation = 366;
+  static constexpr u32 kRotation = 468;
   static constexpr u32 kCounter = 8;
 };
 using MlpReduce = tilecc::Reduce<Config, MlpReduceOp>;
@@ -391,8 +400,10 @@ struct QkvWindow32Op {
   static constexpr u32 kTiles = 44;
   static constexpr u32 kBlocks = 2;
   static constexpr u32 kSplits = 1;
-  static constexpr u32 kGroup = 2;
+  static constexpr u32 kGroup = 1;
   static constexpr u32 kChunk = 2;
+  static constexpr u32 kSlots = 1;
+  static constexpr u32 kWarpsK = 2;
   static constexpr Source kSource = Source::kNorm;
   static constexpr u64 kSourceOffset = ws::kX;
   static constexpr u64 kSumSq = ws::kSumSq;
@@ -436,7 +447,7 @@ struct AttentionWindow32Op {
   static constexpr u32 kTurns = 1;
   static constexpr bool kSink = true;
   static constexpr u64 kOut = ws::kAttention;
-  static constexpr u32 kRotation = 26;
+  static constexpr u32 kRotation = 48;
   static constexpr u32 kCounter = 10;
   struct KvShape {
     static constexpr KvFormat kFormat = KvFormat::kBf16;
@@ -460,7 +471,9 @@ struct RouterOp {
   static constexpr u32 kBlocks = 2;
   static constexpr u32 kSplits = 1;
   static constexpr u32 kGroup = 1;
-  static constexpr u32 kChunk = 1;
+  static constexpr u32 kChunk = 2;
+  static constexpr u32 kSlots = 1;
+  static constexpr u32 kWarpsK = 2;
   static constexpr Source kSource = Source::kNorm;
   static constexpr u64 kSourceOffset = ws::kX;
   static constexpr u64 kSumSq = ws::kSumSq;
@@ -469,7 +482,7 @@ struct RouterOp {
   static constexpr u64 kOffset = ws::kRouterLogits;
   static constexpr u32 kRowsOut = 16;
   static constexpr u32 kPitch = 32;
-  static constexpr u32 kRotation = 370;
+  static constexpr u32 kRotation = 472;
   static constexpr u32 kCounter = 11;
   using Epilogue = LogitsEpilogue<RouterOp>;
 };
@@ -482,11 +495,12 @@ struct RouteOp {
   static constexpr u32 kExperts = 16;
   static constexpr u32 kTopK = 4;
   static constexpr u32 kPitch = 32;
+  static constexpr u32 kSplits = 4;
   static constexpr u64 kLogits = ws::kRouterLogits;
   static constexpr u64 kRoutes = ws::kRoutes;
   static constexpr float kScaling = 1.0f;
   static constexpr bool kNormTopK = true;
-  static constexpr u32 kRotation = 371;
+  static constexpr u32 kRotation = 473;
   static TK_FN void topk(float* logits, float* bias, int lane, int* ids, float* weights) {
     router_topk_e16_k4(logits, bias, lane, kScaling, kNormTopK ? 1 : 0, ids, weights);
   }
@@ -505,6 +519,8 @@ struct ExpertsUpOp {
   static constexpr u32 kSplits = 1;
   static constexpr u32 kGroup = 2;
   static constexpr u32 kChunk = 2;
+  static constexpr u32 kSlots = 1;
+  static constexpr u32 kWarpsK = 2;
   static constexpr Source kSource = Source::kNorm;
   static constexpr u64 kSourceOffset = ws::kX;
   static constexpr u64 kSumSq = ws::kSumSq;
@@ -513,7 +529,7 @@ struct ExpertsUpOp {
   static constexpr u64 kOffset = ws::kExpertHidden;
   static constexpr u32 kColumns = 128;
   static constexpr bool kRouted = true;
-  static constexpr u32 kRotation = 371;
+  static constexpr u32 kRotation = 473;
   static constexpr u32 kCounter = 12;
   using Epilogue = SwigluEpilogue<ExpertsUpOp>;
 };
@@ -528,8 +544,10 @@ struct ExpertsDownOp {
   static constexpr u32 kTiles = 16;
   static constexpr u32 kBlocks = 1;
   static constexpr u32 kSplits = 4;
-  static constexpr u32 kGroup = 2;
+  static constexpr u32 kGroup = 1;
   static constexpr u32 kChunk = 1;
+  static constexpr u32 kSlots = 4;
+  static constexpr u32 kWarpsK = 1;
   static constexpr Source kSource = Source::kFragment;
   static constexpr u64 kSourceOffset = ws::kExpertHidden;
   static constexpr u64 kSumSq = ws::kSumSq;
@@ -537,7 +555,7 @@ struct ExpertsDownOp {
   static constexpr float kEps = 0.0f;
   static constexpr u64 kOffset = ws::kPartials;
   static constexpr u32 kColumns = 256;
-  static constexpr u32 kRotation = 499;
+  static constexpr u32 kRotation = 601;
   static constexpr u32 kCounter = 13;
   using Epilogue = PartialEpilogue<ExpertsDownOp>;
 };
@@ -553,7 +571,7 @@ struct MoeReduceOp {
   static constexpr u32 kUnits = 4;
   static constexpr u64 kPartials = ws::kPartials;
   static constexpr u32 kSplits = 4;
-  static constexpr u32 kRotation = 531;
+  static constexpr u32 kRotation = 665;
   static constexpr u32 kCounter = 14;
 };
 using MoeReduce = tilecc::Reduce<Config, MoeReduceOp>;
@@ -569,6 +587,8 @@ struct HeadOp {
   static constexpr u32 kSplits = 1;
   static constexpr u32 kGroup = 2;
   static constexpr u32 kChunk = 2;
+  static constexpr u32 kSlots = 1;
+  static constexpr u32 kWarpsK = 2;
   static constexpr Source kSource = Source::kNorm;
   static constexpr u64 kSourceOffset = ws::kX;
   static constexpr u64 kSumSq = ws::kSumSq;
@@ -576,7 +596,7 @@ struct HeadOp {
   static constexpr float kEps = 1e-05f;
   static constexpr u64 kOffset = ws::kArgmax;
   static constexpr u32 kVocab = 4096;
-  static constexpr u32 kRotation = 535;
+  static constexpr u32 kRotation = 669;
   static constexpr u32 kCounter = 15;
   using Epilogue = ArgmaxEpilogue<HeadOp>;
 };
@@ -587,7 +607,7 @@ using Head = tilecc::Gemv<Config, HeadOp>;
 //   waits for head: counter over argmax
 struct CommitOp {
   static constexpr u64 kPartials = ws::kArgmax;
-  static constexpr u32 kRotation = 663;
+  static constexpr u32 kRotation = 797;
   static constexpr u32 kCounter = 16;
 };
 using Commit = tilecc::Commit<Config, CommitOp>;
