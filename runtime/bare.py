@@ -73,12 +73,12 @@ class BareKernel:
         if kv is not None:
             device.write(cache, kv)
         out = device.alloc_zeroed("logits", steps * MAX_ROWS * m.vocab * 4, "scratch") if logits else None
+        tokens = device.alloc_zeroed("tokens_out", steps * MAX_ROWS * 4, "scratch")
         stats = device.launch(
             Launch(
                 image=self.image, tables=self.tables, kv=cache, workspace=workspace,
-                steps=step_table,
-                tokens_out=device.alloc_zeroed("tokens_out", steps * MAX_ROWS * 4, "scratch"),
-                logits=out, stop_ids=device.alloc_zeroed("stop_ids", 16, "read"), n_steps=steps, n_stop=0,
+                steps=step_table, tokens_out=tokens, logits=out,
+                stop_ids=device.alloc_zeroed("stop_ids", 16, "read"), n_steps=steps, n_stop=0,
             )
         )  # fmt: skip
         after = device.download(workspace, np.uint8, m.workspace_bytes)
@@ -87,18 +87,20 @@ class BareKernel:
         if out is not None:
             count = steps * MAX_ROWS * m.vocab
             found = device.download(out, np.float32, count).reshape(steps, MAX_ROWS, m.vocab)[:, :rows]
-        return BareResult(parts, found, stats, device.download(cache, np.uint8, m.kv_bytes))
+        chosen = device.download(tokens, np.int32, steps * MAX_ROWS).reshape(steps, MAX_ROWS)[:, :rows]
+        return BareResult(parts, found, stats, device.download(cache, np.uint8, m.kv_bytes), chosen)
 
 
 @dataclass(frozen=True)
 class BareResult:
     """Contents of the workspace regions (bytes), the logits f32 [steps, rows, vocab] if asked for, the
-    counts of the device, and the KV cache (bytes)."""
+    counts of the device, the KV cache (bytes), and the tokens i32 [steps, rows] of a head."""
 
     regions: dict[str, Bytes]
     logits: NDArray[np.float32] | None
     stats: Stats
     kv: Bytes
+    tokens: NDArray[np.int32]
 
     def partials(self, splits: int, cols: int) -> NDArray[np.float32]:
         """Region `partials` as f32 [8, cols]: the splits added in ascending order in float32, as `Reduce`

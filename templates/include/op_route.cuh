@@ -1,6 +1,7 @@
 // Routing, recomputed by every CTA from the router's logits (12 KB at full size) instead of being exchanged: top-k of every
-// row, then the ascending list of distinct experts with each row's weight, in shared memory. The activation warps compute
-// it; loader, consumers and store warp wait for it; all release it after the down projection.
+// row, then the ascending list of distinct experts with each row's weight, in shared memory. Activation and consumer warps
+// share the rows, one activation warp builds the list; loader, consumers and store warp wait for it; all release it after
+// the down projection.
 //
 // R (emitted): kExperts kTopK kSplits kPitch kLogits kRoutes kScaling kNormTopK and topk(logits, bias, lane, ids, weights)
 #pragma once
@@ -12,11 +13,17 @@ struct Route {
   using Cx = Ctx<C>;
   using S = typename Cx::S;
   static constexpr u32 kPerLane = (R::kExperts + 31) / 32;
+  static constexpr u32 kSelecting = C::kActWarps + C::kConsumerWarps;
   static_assert(kRows * R::kTopK <= kMaxActive, "the active list holds rows * top-k experts");
   static_assert(R::kSplits < kMaxStarts, "the routing record holds the start of every split");
 
   static TK_FN void loader(Cx& c, const OpRow&) { wait(c); }
-  static TK_FN void consumer(Cx& c, const OpRow&) { wait(c); }
+  static TK_FN void consumer(Cx& c, const OpRow& r) {
+    tk::bar_sync(3, kSelecting * 32);  // the logits are there, and the record of the layer before is free
+    select_rows(c, r, C::kActWarps + c.warp);
+    tk::bar_sync(3, kSelecting * 32);
+    wait(c);
+  }
   static TK_FN void store(Cx& c, const OpRow&) { wait(c); }
   static TK_FN void wait(Cx& c) {
     tk::mbar_wait(c.r_full(), c.route_phase, c.watch);
@@ -27,15 +34,20 @@ struct Route {
     c.wait_inputs(r);
     tk::mbar_wait(c.r_empty(), c.route_phase ^ 1, c.watch);
     c.route_phase ^= 1;
-    TILECC_ROLLED
-    for (u32 n = c.warp; n < c.n_rows; n += C::kActWarps) select(c, r, n);
-    tk::bar_sync(1, C::kActWarps * 32);
+    tk::bar_sync(3, kSelecting * 32);
+    select_rows(c, r, c.warp);
+    tk::bar_sync(3, kSelecting * 32);
     if (c.warp == 0) {
       build_list(c);
       tk::syncwarp();
       tk::mbar_arrive(c.r_full());
     }
     tk::bar_sync(1, C::kActWarps * 32);
+  }
+
+  static TK_FN void select_rows(const Cx& c, const OpRow& r, u32 first) {
+    TILECC_ROLLED
+    for (u32 n = first; n < c.n_rows; n += kSelecting) select(c, r, n);
   }
 
   static TK_FN void select(const Cx& c, const OpRow& r, u32 n) {

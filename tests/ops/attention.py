@@ -207,6 +207,30 @@ def cache_bytes(case: Case, blocks: int, poison: bool = True) -> NDArray[np.uint
     return np.ascontiguousarray(both).view(np.uint8).reshape(-1)
 
 
+def cache_values(raw: NDArray[np.uint8], shape: Shape, blocks: int) -> tuple[F64, F64]:
+    """The inverse of `cache_bytes`: keys [S, Hk, blocks * 16, D] and values [S, Hk, blocks * 16, Dv]."""
+    s = shape
+    steps, pairs = -(-s.dim // 16), -(-s.v_dim // 16)
+    both = raw.view(s.stored).reshape(s.max_seqs, s.kv_heads, blocks, -1)
+    cut = steps * 256
+    k = both[..., :cut].reshape(*both.shape[:3], steps, 8, 4, 2, 2, 2).transpose(0, 1, 2, 6, 4, 3, 7, 5, 8)
+    v = both[..., cut:].reshape(*both.shape[:3], pairs, 8, 4, 2, 2, 2).transpose(0, 1, 2, 7, 5, 8, 3, 6, 4)
+    keys, values = (
+        np.ascontiguousarray(x).reshape(s.max_seqs, s.kv_heads, blocks * 16, -1).astype(np.float64)
+        for x in (k, v)
+    )
+    return keys[..., : s.dim], values[..., : s.v_dim]
+
+
+def query_values(raw: NDArray[np.uint8], shape: Shape, rows: int) -> F64:
+    """The inverse of `query_fragments`: q [rows, H, D]."""
+    s = shape
+    steps, group = -(-s.dim // 16), s.heads // s.kv_heads
+    parts = raw.view(BF16)[: rows * s.kv_heads * steps * 256].reshape(rows, s.kv_heads, steps, 8, 4, 2, 2, 2)
+    full = np.ascontiguousarray(parts.transpose(0, 1, 6, 3, 2, 5, 4, 7)).reshape(rows, s.kv_heads, 16, -1)
+    return full[:, :, :group, : s.dim].reshape(rows, s.heads, s.dim).astype(np.float64)
+
+
 def query_fragments(case: Case) -> NDArray[Any]:
     """Region `queries`: bf16 A fragments [row][KV head][step][lane][4][2] of 16 heads by 16 dimensions."""
     s = case.shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from tests.passes.helpers import FILE, Net, context, line_of, lower, refusal, tiles_until, tiny
@@ -51,9 +53,7 @@ def test_the_largest_op_decides_the_slot() -> None:
 
 def test_activations_give_way_to_the_weight_ring() -> None:
     """The ring has 96 KiB beside the stage that is read before there are more than the fewest slots."""
-    made = sizes(
-        Net(hidden=2048, dim=384, v_dim=384, rotary=64, formats={"e_gate": "mxfp4", "e_up": "mxfp4"})
-    )
+    made = sizes(Net(hidden=2048, dim=448, v_dim=64, rotary=64, formats={"e_gate": "mxfp4", "e_up": "mxfp4"}))
     (stages, stage), (slots, slot) = made["weights"], made["activations"]
     assert (stages - 1) * stage >= RING_BYTES and MIN_ACTIVATION_SLOTS <= slots < MAX_ACTIVATION_SLOTS
     left = 227 * 1024 - FIXED_BYTES - slots * slot - 2 * made["exchange"][1]
@@ -72,10 +72,12 @@ def test_the_emitted_layout_fits_the_target(net: Net) -> None:
 
 
 def test_heads_that_do_not_fit() -> None:
-    graph = Net(layers=((8, "dense"), (0, "dense")), hidden=512, dim=2048, v_dim=512, rotary=64).graph()
-    found = refusal(lambda: tiles_until(graph, rings), "TC0223")
+    graph = Net(layers=((8, "dense"), (0, "dense")), hidden=512, dim=192, v_dim=128, rotary=64).graph()
+    ctx = context()
+    ctx = dataclasses.replace(ctx, target=dataclasses.replace(ctx.target, smem_per_cta=48 * 1024))
+    found = refusal(lambda: tiles_until(graph, rings, ctx), "TC0223")
     assert found.message == "shared memory of `sm_90a` does not hold 3 weight stages"
-    assert f"{227 * 1024} B per CTA; activations 3 x 65536 B, exchange 2 x 4608 B" in found.notes[0]
+    assert f"{48 * 1024} B per CTA; activations 3 x 8192 B, exchange 2 x 4608 B" in found.notes[0]
     assert found.span is not None
     assert (found.span.file, found.span.line) == (FILE, line_of(graph, "layers.0.attend"))
     assert found.help

@@ -146,6 +146,9 @@ REFUSED: list[tuple[Graph, str, str]] = [
     (Net(experts=16, k=9).graph(), "layers.1.route", "top-9 of 16 experts: at most 8 of 1024"),
     (Net(experts=1025).graph(), "layers.1.route", "top-2 of 1025 experts"),
     (mxfp4_gate(), "layers.1.experts", "48 columns; MXFP4 scales cover 32"),
+    (Net(dim=256, v_dim=256).graph(), "layers.0.z", "nearest: value size 160 or head size 64"),
+    (Net(dim=1024, v_dim=16).graph(), "layers.0.z", "nearest: head size 544"),
+    (Net(layers=((8, "dense"),), dim=640, v_dim=128).graph(), "layers.0.z", "nearest: head size 512"),
 ]
 
 

@@ -16,6 +16,9 @@ CHUNK_BLOCKS = 4
 ROUND_TURNS = 3
 """Blocks of keys that one consumer warp keeps scores of at once."""
 
+MAX_FRAGMENT_REGISTERS = 144
+"""Of `fragment_registers`: heads of 192 with values of 192 compile without spills (docs/decisions.md)."""
+
 _STEP_BYTES = {"bf16": 512, "fp8": 256}
 
 
@@ -41,6 +44,13 @@ def block_bytes(head_dim: int, v_head_dim: int, kv: str) -> int:
 def query_bytes(head_dim: int) -> int:
     """Queries of one row and KV head: an m16k16 operand in bf16 per 16 dimensions."""
     return _ceil_div(head_dim, 16) * 512
+
+
+def fragment_registers(head_dim: int, v_head_dim: int, window: int, consumers: int) -> int:
+    """Registers per thread that hold a row's queries and its outputs, the largest arrays of a consumer
+    warp. In a sliding layer the warps share the outputs."""
+    pairs = _ceil_div(v_head_dim, 16)
+    return 4 * _ceil_div(head_dim, 16) + 8 * (_ceil_div(pairs, consumers) if window else pairs)
 
 
 def partial_bytes(v_head_dim: int) -> int:

@@ -14,7 +14,16 @@ import dataclasses
 from collections.abc import Callable
 
 from tilecc.diag import error
-from tilecc.ir.attention import CHUNK_BLOCKS, KV_BLOCK, block_bytes, partial_bytes, query_bytes, window_turns
+from tilecc.ir.attention import (
+    CHUNK_BLOCKS,
+    KV_BLOCK,
+    MAX_FRAGMENT_REGISTERS,
+    block_bytes,
+    fragment_registers,
+    partial_bytes,
+    query_bytes,
+    window_turns,
+)
 from tilecc.ir.tile import Access, Buffer, Space, TileGraph, TileOp, Weight
 from tilecc.passes.context import PassContext
 from tilecc.weights.layout import BLOCK_BYTES
@@ -249,6 +258,7 @@ class _Tiler:
             )
         if v_dim % 2:
             raise self.unfit(op, f"value head size {v_dim} is odd; two neighbouring values share a word")
+        self.check_head_sizes(op)
         rope_tiles = ceil_div(rotary // 2, 8)
         qk_tiles, v_tiles = rope_tiles + ceil_div(dim - rotary, TILE_ROWS), ceil_div(v_dim, TILE_ROWS)
         tiles = (heads + kv_heads) * qk_tiles + kv_heads * v_tiles
@@ -260,6 +270,25 @@ class _Tiler:
             "kv_blocks": self.kv_blocks(int(a["window"])),
         }
         return self.make(op, space, [self.x(), self.sum_sq()], [queries, self.kv(op)])
+
+    def check_head_sizes(self, op: TileOp) -> None:
+        """Refuse heads whose queries and outputs do not fit the registers of a consumer warp."""
+        dim, v_dim, window = (int(op.attrs[k]) for k in ("head_dim", "v_head_dim", "window"))
+        need = fragment_registers(dim, v_dim, window, CONSUMERS)
+        if need <= MAX_FRAGMENT_REGISTERS:
+            return
+
+        def fits(d: int, v: int) -> bool:
+            return fragment_registers(d, v, window, CONSUMERS) <= MAX_FRAGMENT_REGISTERS
+
+        values = [n for n in range(16, v_dim, 16) if fits(dim, n)]
+        heads = [n for n in range(16, dim, 16) if fits(n, v_dim)]
+        legal = [f"{what} size {sizes[-1]}" for what, sizes in (("value", values), ("head", heads)) if sizes]
+        raise self.unfit(
+            op,
+            f"heads of {dim} and values of {v_dim} need {need} registers per thread in attention,"
+            f" at most {MAX_FRAGMENT_REGISTERS} fit; nearest: {' or '.join(legal) or '192 and 192'}",
+        )
 
     def attention(self, op: TileOp) -> TileOp:
         kv_heads, window = int(op.attrs["kv_heads"]), int(op.attrs["window"])
