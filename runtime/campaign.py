@@ -40,7 +40,8 @@ class Plan:
 
     Several schedules and landings are dealt out in turn: seed s takes number s of all their combinations
     (modulo their count), so what a seed does does not depend on where the campaign starts.
-    ``preempt`` None means 0 under round-robin and 10 otherwise. ``detect``: flags of emu_lib.
+    ``preempt`` None means 0 under round-robin and 10 otherwise. ``detect``: flags of emu_lib. A launch ends
+    after ``max_findings``, or as TC0902 after ``max_switches`` thread switches (0: no bound).
     """
 
     seeds: range
@@ -48,6 +49,8 @@ class Plan:
     landings: tuple[str, ...] = tuple(LANDINGS)
     detect: int = DETECT_ALL
     preempt: int | None = None
+    max_findings: int = 20
+    max_switches: int = 0
 
     def setting(self, seed: int) -> Setting:
         """Return what ``seed`` runs."""
@@ -180,6 +183,8 @@ def run_campaign(
             landing=setting.landing,
             preempt=setting.preempt,
             detect=plan.detect,
+            max_switches=plan.max_switches,
+            max_findings=plan.max_findings,
         )
         engine.session.reset()
         began = time.process_time()

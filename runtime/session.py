@@ -47,7 +47,8 @@ class Counters:
 
 
 class Session:
-    """State of the decode on ``device``; any number of sequences up to ``manifest.max_seqs``."""
+    """State of the decode on ``device``; any number of sequences up to ``manifest.max_seqs``. ``tables`` is
+    the op table, ``workspace`` holds what outlives a launch besides the KV cache."""
 
     def __init__(
         self, manifest: Manifest, device: Device, image: Buffer, tables: Buffer, steps_per_launch: int = 8
@@ -56,11 +57,11 @@ class Session:
         self.device = device
         self.steps_per_launch = steps_per_launch
         self.counters = Counters()
-        self._image, self._tables = image, tables
+        self._image, self.tables = image, tables
         self._dirty = False
         n = steps_per_launch
         self._kv = device.alloc_zeroed("kv", manifest.kv_bytes)
-        self._workspace = device.alloc_zeroed(
+        self.workspace = device.alloc_zeroed(
             "workspace", manifest.workspace_bytes, regions=tuple(manifest.workspace)
         )
         self._steps = device.alloc_zeroed("steps", n * STEP.itemsize, "read")
@@ -98,14 +99,14 @@ class Session:
         """Return a copy of a workspace region as the last launch left it. Raises KeyError."""
         for region in self.manifest.workspace:
             if region.name == name:
-                whole = self.device.download(self._workspace, np.uint8, self.manifest.workspace_bytes)
+                whole = self.device.download(self.workspace, np.uint8, self.manifest.workspace_bytes)
                 return whole[region.offset : region.offset + region.nbytes].view(dtype).copy()
         raise KeyError(name)
 
     def reset(self) -> None:
         """Start again from zeroed KV and workspace."""
         self.device.zero(self._kv)
-        self.device.zero(self._workspace)
+        self.device.zero(self.workspace)
         self._dirty = False
 
     def _launch(
@@ -122,9 +123,9 @@ class Session:
         logits = self._logits_buffer() if on_logits is not None else None
         launch = Launch(
             image=self._image,
-            tables=self._tables,
+            tables=self.tables,
             kv=self._kv,
-            workspace=self._workspace,
+            workspace=self.workspace,
             steps=self._steps,
             tokens_out=self._tokens,
             logits=logits,

@@ -109,11 +109,12 @@ class EmulatorDevice:
         detect: int = 0,
         preempt: int | None = None,
         max_switches: int = 0,
+        max_findings: int = 20,
     ) -> None:
         """Set how the launches from now on are scheduled and watched, and start ``stats`` at zero.
 
         Arguments as of the constructor; a launch that passes ``max_switches`` thread switches is stopped
-        with TC0902 (0: no bound).
+        with TC0902 (0: no bound), one that has ``max_findings`` findings with these.
         """
         for value, known, what in (
             (schedule, emu_lib.SCHEDULES, "schedule"),
@@ -136,8 +137,14 @@ class EmulatorDevice:
             preempt=preempt if preempt is not None else (0 if schedule == "round_robin" else 10),
             seed=seed,
             max_switches=max_switches,
+            max_findings=max_findings,
         )
         self.stats = emu_lib.Stats.zero()
+
+    @property
+    def library_path(self) -> Path:
+        """The shared library that the kernel was built into."""
+        return self._library.path
 
     def host_array(self, nbytes: int) -> Bytes:
         return emu_lib.aligned(nbytes)

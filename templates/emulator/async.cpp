@@ -41,6 +41,7 @@ void bulk_g2s(uint32_t dst, const void* src, uint32_t bytes, uint32_t bar, Site 
   preempt_point();
   CtaState* cta = my_cta();
   MBarrier* m = barrier_at(cta, bar, "bulk_g2s", site);
+  if (engine->races) check_init(m, true, "bulk_g2s", site);
   count(kBulkLoad);
   count(kBulkLoadBytes, bytes);
   if (!bytes || bytes % 16)

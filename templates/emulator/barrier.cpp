@@ -12,6 +12,29 @@ MBarrier* barrier_at(CtaState* cta, uint32_t addr, const char* what, Site site) 
   return cta->barriers[cta->granule[o >> 3] - kBarrierId];
 }
 
+// An mbar_init is a write of lane 0: whoever uses the barrier must come after it, an asynchronous copy behind a fence.
+void check_init(MBarrier* bar, bool async, const char* what, Site site) {
+  const WarpState* warp = my_warp();
+  const uint32_t bit = warp->cta == bar->cta ? 1u << (warp->index & 31) : 0u;
+  if (TK_UNLIKELY(!(bar->init_seen & bit))) {
+    const WarpClocks& k = warp->clocks;
+    const Clock& seen = (cur->lane == 0 ? k.lane0 : k.rest).seen;
+    const bool own = warp->number == bar->init_warp;
+    const bool ordered = own ? cur->lane == 0 || k.epoch > bar->init_epoch
+                             : seen.get(lanes_agent(bar->init_warp)) >= bar->init_epoch ||
+                                   seen.get(lane0_agent(bar->init_warp)) >= bar->init_release;
+    if (ordered && !own) bar->init_seen |= bit;
+    if (!ordered && engine->reported_pairs.insert(0xfffffffd00000000ull | bar->id).second)
+      finding("TC0907", text("%s: %s on mbarrier %s without being ordered after its mbar_init", who_now().c_str(), what,
+                             barrier_text(bar).c_str()),
+              site, {"initialised at " + place(bar->site)});
+  }
+  if (async && TK_UNLIKELY(!bar->init_fenced) && engine->reported_pairs.insert(0xfffffffc00000000ull | bar->id).second)
+    finding("TC0914", text("%s: %s uses mbarrier %s, but no fence_mbar_init follows its mbar_init", who_now().c_str(), what,
+                           barrier_text(bar).c_str()),
+            site, {"initialised at " + place(bar->site)});
+}
+
 void mbar_init(uint32_t bar, uint32_t count, Site site) {
   preempt_point();
   CtaState* cta = my_cta();
@@ -29,6 +52,9 @@ void mbar_init(uint32_t bar, uint32_t count, Site site) {
   m->count = m->pending = count;
   m->id = static_cast<uint32_t>(engine->barriers.size());
   m->site = site;
+  m->init_warp = cur->warp->number;
+  m->init_epoch = my_warp()->clocks.epoch;
+  m->init_release = my_warp()->clocks.releases;
   m->agent = new_agent(cta);
   cta->granule[o >> 3] = static_cast<uint16_t>(kBarrierId + cta->barriers.size());
   auto early = cta->early_names.find(bar);
@@ -51,7 +77,11 @@ void mbar_name(uint32_t bar, const char* name, uint32_t index, Site site) {
   (void)site;
 }
 
-void fence_mbar_init() { preempt_point(); }
+void fence_mbar_init() {
+  preempt_point();
+  for (MBarrier* m : my_cta()->barriers)
+    if (cur->lane == 0 && m->init_warp == cur->warp->number) m->init_fenced = true;
+}
 
 static void report_parity(MBarrier* bar, const std::string& message, Site site) {
   if (!engine->reported_pairs.insert(0xfffffffe00000000ull | bar->id).second) return;
@@ -113,6 +143,7 @@ void mbar_arrive(uint32_t addr, uint32_t tx_bytes, bool expect, Site site) {
 void arrive_at(CtaState* cta, uint32_t addr, uint32_t tx_bytes, const char* what, Site site) {
   MBarrier* bar = barrier_at(cta, addr, what, site);
   count(kMbarArrive);
+  if (engine->races) check_init(bar, false, what, site);
   bar->tx += tx_bytes;
   if (bar->tx > 0xfffff)
     fatal("TC0907", text("%s: tx-count of %s exceeds 2^20-1", who_now().c_str(), barrier_text(bar).c_str()), site);
@@ -159,6 +190,7 @@ void mbar_wait(uint32_t addr, uint32_t parity, const tk::Watch& watch, Site site
   preempt_point();
   MBarrier* bar = barrier_at(my_cta(), addr, "mbar_wait", site);
   count(kMbarWait);
+  if (engine->races) check_init(bar, false, "mbar_wait", site);
   // A woken thread looks at the parity again: if it comes late, the barrier may be a phase further.
   while ((bar->phase & 1) == (parity & 1)) {
     bar->waiters.push_back(self());
@@ -234,6 +266,11 @@ void set_registers(int registers, bool up, Site site) {
   });
 }
 
-void nanosleep(Site) { run_next(); }
+// A thread that sleeps lets the others go first, whatever its priority was.
+void nanosleep(Site site) {
+  engine->slept_at = site;
+  my_warp()->priority = random_bits() >> 16;
+  run_next();
+}
 
 }  // namespace tk_emu

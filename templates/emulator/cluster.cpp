@@ -125,6 +125,7 @@ void bulk_s2s(uint32_t dst, uint32_t src, uint32_t bytes, uint32_t bar, Site sit
   if (target_of(bar, "bulk_s2s", site) != cta)
     fatal("TC0941", text("%s: bulk_s2s to cta %u with an mbarrier of another CTA", who_now().c_str(), cta->index), site);
   MBarrier* m = barrier_at(cta, bar & kOffsetMask, "bulk_s2s", site);
+  if (engine->races) check_init(m, true, "bulk_s2s", site);
   count(kBulkStore);
   count(kBulkStoreBytes, bytes);
   if (!bytes || bytes % 16)

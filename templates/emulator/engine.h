@@ -67,6 +67,10 @@ struct MBarrier {
   uint32_t agent = 0;
   uint64_t loads_until = 0, waited_until = 0;  // phases that the last load completes; that some wait has seen complete
   Site load_site;
+  // The mbar_init: a generic write of lane 0 that every use must come after, an asynchronous one behind a fence.
+  uint32_t init_warp = 0, init_epoch = 0, init_release = 0;
+  bool init_fenced = false;
+  uint32_t init_seen = 0;       // warps of the CTA that came after it
   std::vector<int64_t> waited;  // last phase each thread of the CTA waited for, -2 = none
   std::vector<PhaseWait> waits; // of the last complete phase
 };
@@ -230,6 +234,7 @@ struct Engine {
   uint64_t decisions = 0;  // of the scheduler
   uint64_t clock_reads = 0;
   bool stopped = false;
+  Site slept_at;           // of the latest nanosleep: where a launch that does not end may be polling
   bool deadlocked = false;
 
   // Detectors.
@@ -274,6 +279,7 @@ void check_thread_exit();        // copy.cpp
 void check_wgmma_exit(WarpState* warp);
 
 // barrier.cpp
+void check_init(MBarrier* bar, bool async, const char* what, Site site);
 MBarrier* barrier_at(CtaState* cta, uint32_t addr, const char* what, Site site);
 void arrive_at(CtaState* cta, uint32_t addr, uint32_t tx_bytes, const char* what, Site site);
 void complete_tx(MBarrier* bar, uint32_t bytes, Site site);
@@ -302,5 +308,6 @@ void finding(const char* code, const std::string& message, Site site, const std:
 [[noreturn]] void fatal(const char* code, const std::string& message, Site site,
                         const std::vector<std::string>& notes = {});
 void report_deadlock();
+std::vector<std::string> all_waits();  // who waits, and for what
 
 }  // namespace tk_emu

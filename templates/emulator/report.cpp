@@ -161,10 +161,15 @@ static void waits_of_warp(const WarpState& w, std::vector<std::string>& lines) {
   }
 }
 
+std::vector<std::string> all_waits() {
+  std::vector<std::string> lines;
+  for (const WarpState& w : engine->warps) waits_of_warp(w, lines);
+  return lines;
+}
+
 void report_deadlock() {
   Engine& e = *engine;
-  std::vector<std::string> lines;
-  for (const WarpState& w : e.warps) waits_of_warp(w, lines);
+  const std::vector<std::string> lines = all_waits();
   for (const Thread& t : e.threads)
     if (t.wait == Wait::kMbarrier || t.wait == Wait::kCounter || t.wait == Wait::kWord) write_status(t);
   e.stats.findings++;

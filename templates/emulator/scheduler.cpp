@@ -107,7 +107,7 @@ static Fiber* pick() {
   if (e.options.max_switches && e.stats.switches + e.decisions > e.options.max_switches && !e.stopped)
     fatal("TC0902", text("the launch did not end within %llu thread switches",
                          static_cast<unsigned long long>(e.options.max_switches)),
-          Site::current());
+          e.slept_at.line() ? e.slept_at : Site::current(), all_waits());
   while (!e.stopped && e.ready_list.empty()) {
     if (land_one()) continue;
     if (e.live) {

@@ -96,6 +96,7 @@ void tma_load(uint32_t dst, const tk::tmap_t* map, uint32_t rank, BoxAt at, uint
   CtaState* cta = my_cta();
   const tilecc_tensor t = map_of(map, rank, what, site).tensor;
   MBarrier* m = barrier_at(cta, bar, what, site);
+  if (engine->races) check_init(m, true, what, site);
   const uint32_t bytes = box_bytes(t);
   count(kTma);
   count(kBulkLoadBytes, bytes);

@@ -28,6 +28,8 @@ struct WindowAttention {
   static constexpr u32 kMaxima = kRound * 1024, kSums = kMaxima + kWarps * 64;
   static_assert(Attn::kWindow > 0 && kGroup <= 16, "the query heads of one KV head fill at most one m16 tile");
   static_assert(kSums + kWarps * 64 <= C::kXSlotBytes, "an exchange slot holds the probabilities of a round");
+  // Between rounds only the ring holds a fast warp back from the probabilities that a slow one still reads.
+  static_assert(kMaxBlocks <= kRound || C::kASlots <= kRound, "no warp is a whole round ahead of another");
   static_assert(Kv::kKeyBytes <= C::kASlotBytes && Kv::kValueBytes <= C::kASlotBytes && kQueryBytes <= C::kASlotBytes,
                 "an activation slot holds the keys of a block, its values, or a row's queries");
 

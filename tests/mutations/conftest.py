@@ -1,0 +1,77 @@
+"""One package with every mutation in it, one engine on the emulator that runs any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+from tests.mutations.inject import Expected, Mutation, combined, selected
+from tests.mutations.table import FURTHER, GENUINE, HARMLESS, WRAP
+from tilecc.runtime.campaign import Campaign, Plan, run_campaign
+from tilecc.runtime.devices.emu_lib import Finding
+from tilecc.runtime.engine import Engine
+
+CHECKPOINT = Path(__file__).resolve().parents[2] / "models" / "mimo_tiny"
+PROMPT = [300, 301, 302]
+"""Three rows at once, then one step of one row: two launches that run every op of the model."""
+
+ALL = GENUINE | FURTHER | HARMLESS | WRAP
+
+
+def adversary(seeds: range, max_findings: int = 20) -> Plan:
+    """Random and PCT-like schedules with preemption, copies that land late, all detectors."""
+    return Plan(
+        seeds,
+        schedules=("random", "pct"),
+        landings=("random", "last"),
+        max_findings=max_findings,
+        max_switches=30_000_000,
+    )
+
+
+@dataclass
+class Mutants:
+    """A package made of ``ALL`` and an engine on it."""
+
+    package: Path
+    engine: Engine
+
+    def campaign(self, name: str | None, plan: Plan, max_tokens: int = 2) -> Campaign:
+        """Run the mutation called ``name``, None for the text as emitted."""
+        number = list(ALL).index(name) + 1 if name is not None else 0
+        with selected(self.engine, number, ALL[name] if name is not None else Mutation({})):
+            return run_campaign(self.engine, plan, PROMPT, max_tokens)
+
+    @cached_property
+    def answer(self) -> tuple[int, ...]:
+        """Tokens of the text as emitted, under a friendly schedule."""
+        plan = Plan(range(1), schedules=("round_robin",), landings=("at_once",), detect=0)
+        (run,) = self.campaign(None, plan).runs
+        assert run.tokens is not None
+        return run.tokens
+
+    def matches(self, finding: Finding, expected: Expected) -> bool:
+        """True if the finding is of the class, says the text, and one of its places is the line expected."""
+        text = " ".join([finding.message, *finding.notes])
+        if finding.code != expected.code or expected.says not in text:
+            return False
+        if not expected.file:
+            return True
+        for place in (finding.where, *finding.others):
+            if place is not None and place.file == expected.file:
+                line = (self.package / place.file).read_text().splitlines()[place.line - 1]
+                if expected.line in line:
+                    return True
+        return False
+
+
+@pytest.fixture(scope="session")
+def mutants(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mutants]:
+    """The emitted kernel of the small model with all mutations, 2 CTAs."""
+    package = combined(tiny_package, tmp_path_factory.mktemp("mutants") / "mimo_tiny", list(ALL.values()))
+    with Engine.open(package, CHECKPOINT, grid=2, lint=False) as engine:
+        yield Mutants(package, engine)

@@ -1,0 +1,346 @@
+"""The bug classes injected into the kernel of `mimo_tiny`, one by one, and harmless edits of the same text.
+
+The 24 genuine classes (in this order everywhere below):
+
+ 1 consumer does not wait for a full stage      2 loader does not wait for an empty stage
+ 3 expected bytes 16 too many                   4 ... 16 too few
+ 5 one arrival at a counter missing             6 wrong start parity
+ 7 mbarrier count too high                      8 one CTA runs two ops in the other order
+ 9 no barrier after mbarrier.init              10 named-barrier counts differ
+11 misaligned destination of a bulk copy       12 weight pointer past the end
+13 activation loader skips the dependence      14 dependence target off by one
+15 shared memory read past its stage           16 bulk store not complete when signalled
+17 stage released before it is read            18 output slot written without waiting for it
+19 relaxed signal                              20 relaxed wait
+21 no proxy fence before a bulk store          22 no __syncwarp before an elected arrive
+23 no __syncwarp before an elected bulk store  24 whole warp waits without __syncwarp (parity aliasing)
+
+The emitted kernel has no bulk stores: its tiles leave by st.global. For classes 16, 21 and 23 the epilogue
+that writes partials is given one (``BULK``, itself a harmless edit): the tile goes back into the exchange
+slot and leaves from there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.mutations.inject import Expected, Mutation, Site
+
+RACE, FENCE, UNINIT, PARITY, SCOPE = "TC0912", "TC0914", "TC0913", "TC0911", "TC0918"
+ENDLESS, DEADLOCK, MBARRIER, NAMED = "TC0902", "TC0901", "TC0907", "TC0908"
+BOUNDS, ALIGN = "TC0904", "TC0905"
+
+KERNEL, GEMV, COMMON = "kernels/mimo_tiny.cu", "include/op_gemv.cuh", "include/op_common.cuh"
+EPILOGUES, ATTENTION, FILL, ROUTE, MMA = (
+    "include/epilogues.cuh",
+    "include/op_attention.cuh",
+    "include/attn_common.cuh",
+    "include/op_route.cuh",
+    "include/mma_formats.cuh",
+)
+
+# ---- sites -----------------------------------------------------------------------------------------------
+FULL_WAIT = Site(GEMV, "tk::mbar_wait(c.w_full(c.w.slot), c.w.phase, c.watch);")
+ACTS_WAIT = Site(GEMV, "tk::mbar_wait(c.a_full(c.a.slot), c.a.phase, c.watch);")
+EMPTY_WAIT = Site(GEMV, "tk::mbar_wait(c.w_empty(c.w.slot), c.w.phase ^ 1, c.watch);")
+EXPECT = Site(
+    GEMV, "tk::mbar_arrive_expect_tx(c.w_full(c.w.slot), k.slots * t.n_tiles * k.nb * kBlockBytes);"
+)
+SIGNAL = Site(COMMON, "tk::red_release(counter(counter_id), 1);\n    tk::syncwarp();")
+START = Site(KERNEL, "c.w = c.a = c.x = Ring{0, 0};")
+COUNT = Site(KERNEL, "tk::mbar_init(sb + S::kWEmpty + 8 * i, Config::kConsumerWarps);")
+ORDER = Site(KERNEL, "run<R, OProj>(c, row + 5, 4);\n    run<R, AttnReduce>(c, row + 6, 5);")
+INIT_SYNC = Site(KERNEL, "tk::cta_sync();")
+LOADER_LANE = Site(KERNEL, "if (tk::elect()) run_role<Role::kLoader>(p, epoch, 0);")
+NAMED_BARRIER = Site(ROUTE, "tk::bar_sync(1, C::kActWarps * 32);")
+STAGE_ADDRESS = Site(GEMV, "c.stage(c.w.slot) + j * kSlotStride", expression=True)
+READ_ADDRESS = Site(GEMV, "stage + lane.codes", expression=True)
+DEPEND = Site(GEMV, "c.wait_inputs(r);")
+TARGET = Site(COMMON, "ncta * ((base + step) * w_.per_step + static_cast<u32>(w_.ordinal))", expression=True)
+WAIT_INPUT = Site(COMMON, "tk::wait_ge(counter(r.waits[0].counter), target(r.waits[0]), watch);")
+FENCES = Site(COMMON, "tk::fence_proxy_async();", 2)
+FRAGMENT_FENCE = Site(GEMV, "tk::fence_proxy_async();\n    tk::syncwarp();")
+FILL_FENCE = Site(FILL, "tk::fence_proxy_async();\n  tk::syncwarp();")
+ATTENTION_FENCES = Site(ATTENTION, "tk::fence_proxy_async();", 2)
+RELEASE = Site(
+    GEMV,
+    "tk::syncwarp();\n        tk::mbar_arrive(c.a_empty(c.a.slot));\n"
+    "        tk::mbar_arrive(c.w_empty(c.w.slot));",
+)
+OUT_WAIT = Site(GEMV, "tk::mbar_wait(c.x_empty(c.x.slot), c.x.phase ^ 1, c.watch);")
+ACTS_SYNC = Site(GEMV, "tk::syncwarp();\n    tk::mbar_arrive(c.a_full(c.a.slot));", 2)
+OUT_SYNC = Site(GEMV, "tk::syncwarp();\n      tk::mbar_arrive(c.x_full(c.x.slot));")
+PARTIALS = Site(
+    EPILOGUES,
+    """tk::stg_f32(out + frag_f32_bytes(n, k), v[0]);
+    tk::stg_f32(out + frag_f32_bytes(n + 1, k), v[1]);
+    tk::stg_f32(out + frag_f32_bytes(n, k + 8), v[2]);
+    tk::stg_f32(out + frag_f32_bytes(n + 1, k + 8), v[3]);""",
+)
+ROUTE_SIGNAL = Site(ROUTE, "build_list(c);\n      tk::syncwarp();\n      tk::mbar_arrive(c.r_full());")
+
+# The partial tile as a bulk store out of the exchange slot.
+BULK = """
+    const smem_t from = c.exchange(c.x.slot) + (tile - t.tile0) * 512;
+    tk::syncwarp();
+    tk::sts_f32(from + frag_f32_bytes(n, g), v[0]);
+    tk::sts_f32(from + frag_f32_bytes(n + 1, g), v[1]);
+    tk::sts_f32(from + frag_f32_bytes(n, g + 8), v[2]);
+    tk::sts_f32(from + frag_f32_bytes(n + 1, g + 8), v[3]);
+    tk::fence_proxy_async();
+    tk::syncwarp();
+    tk::bulk_s2g(out + tile * 512, from, 512);
+    tk::bulk_commit();
+    tk::bulk_wait<0>();
+"""
+
+
+def emitted(site: Site, old: str = "", new: str = "") -> str:
+    """The site's own text with one piece of it exchanged."""
+    assert not old or site.text.count(old) == 1, (site, old)
+    return site.text.replace(old, new) if old else site.text
+
+
+def without(text: str, piece: str) -> str:
+    """``text`` without ``piece``, which it holds exactly once."""
+    assert text.count(piece) == 1, piece
+    return text.replace(piece, "")
+
+
+ROWS_BEFORE, ROWS_OF_LAYER = 1, 15  # kPrologueRows, kBodyRows of the kernel
+QKV_ROW, OPROJ_ROW = ROWS_BEFORE, ROWS_BEFORE + ROWS_OF_LAYER + 5
+QKV_BYTES = 44 * 2 * (2048 + 64)  # tiles, column blocks, bytes of an FP8 block
+WEIGHTS, WAIT_ORDINAL = 2, 10  # words of a row
+
+
+def past_the_end(table: NDArray[np.uint32], image_bytes: int) -> None:
+    """The weights of the first op end 256 bytes behind the image."""
+    table[QKV_ROW, WEIGHTS] = (image_bytes - QKV_BYTES) // 256 + 1
+
+
+def ordinal_too_low(table: NDArray[np.uint32], image_bytes: int) -> None:
+    """o_proj of layer 1 waits for the attention of the layer before."""
+    table[OPROJ_ROW, WAIT_ORDINAL] -= 1
+
+
+# ---- the 24 classes --------------------------------------------------------------------------------------
+GENUINE: dict[str, Mutation] = {
+    "full wait dropped": Mutation({FULL_WAIT: ""}, (Expected(RACE, MMA, "tk::lds"),), 1, max_findings=4),
+    "empty wait dropped": Mutation(
+        {EMPTY_WAIT: ""},
+        (Expected(RACE, GEMV, "tk::bulk_g2s("), Expected(MBARRIER, GEMV, "w_full", "one arrival too many")),
+        2,
+    ),
+    "16 bytes too many expected": Mutation(
+        {EXPECT: emitted(EXPECT, "kBlockBytes", "kBlockBytes + 16")},
+        (
+            Expected(
+                DEADLOCK,
+                GEMV,
+                FULL_WAIT.text,
+                "weights full[0] (phase 0, 0 of 1 arrivals pending, tx-count 16)",
+            ),
+        ),
+        3,
+    ),
+    "16 bytes too few expected": Mutation(
+        {EXPECT: emitted(EXPECT, "kBlockBytes", "kBlockBytes - 16")},
+        (
+            Expected(
+                DEADLOCK,
+                GEMV,
+                FULL_WAIT.text,
+                "weights full[0] (phase 0, 0 of 1 arrivals pending, tx-count -16)",
+            ),
+        ),
+        4,
+    ),
+    "one arrival missing": Mutation(
+        {SIGNAL: "if (!(cta == 1 && counter_id == 4)) { " + SIGNAL.text + " }"},
+        (Expected(DEADLOCK, COMMON, "tk::wait_ge(", "wait_ge on workspace.counters + 512"),),
+        5,
+    ),
+    "wrong start parity": Mutation(
+        {START: "c.w = c.a = c.x = Ring{0, 0};\n  if (R == Role::kLoader) c.w.phase = 1;"},
+        (Expected(DEADLOCK, GEMV, EMPTY_WAIT.text, "weights empty[0] (phase 0, 4 of 4 arrivals pending"),),
+        6,
+    ),
+    "mbarrier count too high": Mutation(
+        {COUNT: emitted(COUNT, "kConsumerWarps", "kConsumerWarps + 1")},
+        (Expected(DEADLOCK, GEMV, EMPTY_WAIT.text, "weights empty[0] (phase 0, 1 of 5 arrivals pending"),),
+        7,
+    ),
+    "ops of one CTA in the other order": Mutation(
+        {
+            ORDER: "if (c.cta == 1) { run<R, AttnReduce>(c, row + 6, 5); run<R, OProj>(c, row + 5, 4); }\n"
+            "else { " + ORDER.text + " }"
+        },
+        (Expected(DEADLOCK, COMMON, "tk::wait_ge(", "op AttnReduce, layer 0"),),
+        8,
+    ),
+    "no barrier after init": Mutation(
+        {INIT_SYNC: ""},
+        (
+            Expected(MBARRIER, says="where no mbarrier was initialised"),
+            Expected(MBARRIER, says="ordered after its mbar_init"),
+        ),
+        9,
+    ),
+    "named-barrier counts differ": Mutation(
+        {NAMED_BARRIER: emitted(NAMED_BARRIER, "kActWarps * 32", "kActWarps * 32 + (c.warp == 1 ? 32 : 0)")},
+        (Expected(NAMED, ROUTE, "tk::bar_sync("),),
+        10,
+    ),
+    "misaligned destination": Mutation(
+        {STAGE_ADDRESS: STAGE_ADDRESS.text + " + 8"},
+        (Expected(ALIGN, GEMV, "tk::bulk_g2s(", "weight stage + 8 (shared offset"),),
+        11,
+    ),
+    "weights past their end": Mutation(
+        {}, (Expected(BOUNDS, GEMV, "tk::bulk_g2s(", "bytes at image + "),), 12, past_the_end
+    ),
+    "activations skip the dependence": Mutation(
+        {DEPEND: ""}, (Expected(RACE, GEMV, "tk::ldg"), Expected(RACE, GEMV, "tk::bulk_g2s(")), 13
+    ),
+    "dependence target off by one": Mutation(
+        {TARGET: TARGET.text + " - 1"}, (Expected(RACE), Expected(FENCE)), 14
+    ),
+    "read past the stage": Mutation(
+        {READ_ADDRESS: READ_ADDRESS.text + " + (c.warp + 1 == C::kConsumerWarps ? C::kWStageBytes : 0u)"},
+        (Expected(RACE, MMA, "tk::lds"), Expected(UNINIT, MMA, "tk::lds")),
+        15,
+    ),
+    "bulk store not complete when signalled": Mutation(
+        {PARTIALS: BULK.replace("bulk_wait<0>", "bulk_wait_read<0>")},
+        (Expected(RACE, EPILOGUES, "tk::bulk_s2g("),),
+        16,
+    ),
+    "stage released before it is read": Mutation(
+        {
+            FULL_WAIT: FULL_WAIT.text + " tk::syncwarp(); tk::mbar_arrive(c.w_empty(c.w.slot));",
+            RELEASE: without(RELEASE.text, "tk::mbar_arrive(c.w_empty(c.w.slot));"),
+        },
+        (Expected(RACE, GEMV, "tk::bulk_g2s("),),
+        17,
+    ),
+    "output slot not waited for": Mutation(
+        {OUT_WAIT: ""},
+        (Expected(RACE, GEMV, "tk::sts128("), Expected(MBARRIER, GEMV, "x_full", "one arrival too many")),
+        18,
+        max_findings=4,
+    ),
+    "relaxed signal": Mutation(
+        {SIGNAL: emitted(SIGNAL, "red_release", "red_relaxed")}, (Expected(RACE),), 19
+    ),
+    "relaxed wait": Mutation(
+        {WAIT_INPUT: emitted(WAIT_INPUT, "wait_ge", "wait_ge_relaxed")}, (Expected(RACE),), 20
+    ),
+    "no proxy fence before the bulk store": Mutation(
+        {PARTIALS: without(BULK, "tk::fence_proxy_async();")},
+        (Expected(FENCE, EPILOGUES, "tk::bulk_s2g("),),
+        21,
+    ),
+    "no syncwarp before the elected arrive": Mutation(
+        {RELEASE: without(RELEASE.text, "tk::syncwarp();")},
+        (
+            Expected(RACE, GEMV, "tk::bulk_g2s("),
+            Expected(RACE, GEMV, "tk::sts64("),
+            Expected(RACE, GEMV, "tk::sts128("),
+        ),
+        22,
+    ),
+    "no syncwarp before the bulk store": Mutation(
+        {PARTIALS: BULK.replace("tk::fence_proxy_async();\n    tk::syncwarp();", "tk::fence_proxy_async();")},
+        (Expected(RACE, EPILOGUES, "tk::bulk_s2g("),),
+        23,
+    ),
+    "whole warp loads without syncwarp": Mutation(
+        {LOADER_LANE: "run_role<Role::kLoader>(p, epoch, 0);"}, (Expected(PARITY, GEMV, EMPTY_WAIT.text),), 24
+    ),
+}
+
+# ---- further edits of the same classes -------------------------------------------------------------------
+FURTHER: dict[str, Mutation] = {
+    "no proxy fence between an op and the next": Mutation(
+        {
+            FENCES: "",
+            FRAGMENT_FENCE: without(FRAGMENT_FENCE.text, "tk::fence_proxy_async();"),
+            FILL_FENCE: "tk::syncwarp();",
+            ATTENTION_FENCES: "",
+        },
+        (Expected(FENCE, GEMV, "tk::bulk_g2s("), Expected(FENCE, FILL, "tk::bulk_g2s(")),
+        21,
+    ),
+    "activation warps wait without syncwarp": Mutation(
+        {FILL_FENCE: "tk::fence_proxy_async();", FRAGMENT_FENCE: "tk::fence_proxy_async();"},
+        (Expected(PARITY),),
+        24,
+    ),
+    "signal of CTA scope": Mutation(
+        {SIGNAL: emitted(SIGNAL, "red_release", "red_release<tk::Scope::kCta>")}, (Expected(SCOPE),)
+    ),
+    "wait of CTA scope": Mutation(
+        {WAIT_INPUT: emitted(WAIT_INPUT, "wait_ge", "wait_ge<tk::Scope::kCta>")}, (Expected(SCOPE),)
+    ),
+    "partial sums handed over without syncwarp": Mutation(
+        {OUT_SYNC: without(OUT_SYNC.text, "tk::syncwarp();")},
+        (Expected(RACE, GEMV, "tk::sts128("),),
+        22,
+        max_findings=4,
+    ),
+    "activations handed over without syncwarp": Mutation(
+        {ACTS_SYNC: without(ACTS_SYNC.text, "tk::syncwarp();")},
+        (Expected(RACE, GEMV, "tk::sts64("),),
+        22,
+        max_findings=4,
+    ),
+    "ordinal of a dependence one too low in the op table": Mutation(
+        {}, (Expected(RACE, GEMV, "tk::bulk_g2s("),), 14, ordinal_too_low
+    ),
+}
+
+# ---- harmless edits --------------------------------------------------------------------------------------
+HARMLESS: dict[str, Mutation] = {
+    "tiles leave by bulk stores": Mutation({PARTIALS: BULK}),
+    "second syncwarp": Mutation({OUT_SYNC: "tk::syncwarp();\n      " + OUT_SYNC.text}),
+    "second proxy fence": Mutation({FILL_FENCE: "tk::fence_proxy_async(); " + FILL_FENCE.text}),
+    "one of three proxy fences dropped": Mutation(
+        {FRAGMENT_FENCE: without(FRAGMENT_FENCE.text, "tk::fence_proxy_async();")}
+    ),
+    "syncwarp after a signal dropped": Mutation({SIGNAL: without(SIGNAL.text, "tk::syncwarp();")}),
+    "syncwarp after bar_sync": Mutation({NAMED_BARRIER: NAMED_BARRIER.text + " tk::syncwarp();"}),
+    # Lanes 1-31 may still write the record's weights; whoever reads those waits for more than this.
+    "syncwarp before the routing is published dropped": Mutation(
+        {ROUTE_SIGNAL: without(ROUTE_SIGNAL.text, "tk::syncwarp();")}
+    ),
+    "waits for the same phase twice": Mutation({ACTS_WAIT: ACTS_WAIT.text + " " + ACTS_WAIT.text}),
+    "waits for the same counter twice": Mutation({WAIT_INPUT: WAIT_INPUT.text + " " + WAIT_INPUT.text}),
+    "arrives in the other order": Mutation(
+        {
+            RELEASE: "tk::syncwarp(); tk::mbar_arrive(c.w_empty(c.w.slot));"
+            "tk::mbar_arrive(c.a_empty(c.a.slot));"
+        }
+    ),
+    "signal and wait of system scope": Mutation(
+        {
+            SIGNAL: emitted(SIGNAL, "red_release", "red_release<tk::Scope::kSys>"),
+            WAIT_INPUT: emitted(WAIT_INPUT, "wait_ge", "wait_ge<tk::Scope::kSys>"),
+        }
+    ),
+    "fence and relaxed signal": Mutation(
+        {SIGNAL: emitted(SIGNAL, "tk::red_release", "tk::fence_gpu();\n    tk::red_relaxed")}
+    ),
+}
+
+# ---- counters that wrap ----------------------------------------------------------------------------------
+WRAP: dict[str, Mutation] = {
+    "targets compared as unsigned numbers": Mutation(
+        {
+            WAIT_INPUT: "if (r.n_waits > 0 && tk::elect())\n      "
+            "while (tk::ld_acquire(counter(r.waits[0].counter)) < target(r.waits[0])) tk::nanosleep(20);"
+        },
+        # Too early if the target has wrapped, never if the counter has.
+        (Expected(RACE), Expected(ENDLESS, COMMON, "tk::nanosleep(")),
+    ),
+}
