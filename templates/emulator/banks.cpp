@@ -19,35 +19,35 @@ namespace tk_emu {
 
 namespace {
 
-struct WarpAccess {
-  uint32_t mask = 0;
-  uint32_t addr[kLanes];
-};
-
-// A source position in one warp: what it has done so far, and its accesses since the lanes last met.
+// A source position in one warp, and what it has done so far.
 struct Position {
   const char* what;
   Site site;
-  uint32_t bytes;
   uint64_t accesses = 0, wavefronts = 0, ideal = 0;
-  uint32_t meeting = 0;           // of the warp, when the rest was last valid
-  uint32_t first = 0;             // number of the first access in `open`
-  uint32_t head = 0;              // accesses of `open` that are counted
-  uint32_t reached[kLanes] = {};  // accesses each lane has made
-  std::vector<WarpAccess> open;
+};
+
+struct WarpAccess {
+  const char* what;
+  Site site;
+  uint32_t bytes, mask;
+  uint32_t addr[kLanes];
 };
 
 struct WarpBanks {
   std::vector<Position> positions;
-  std::vector<uint32_t> active;  // positions with accesses since the lanes last met
-  uint32_t meeting = 1;
-  uint32_t last = 0;             // where the latest access was: the next one is there or just behind
+  std::vector<WarpAccess> open;      // since the lanes last met, in the order of the first lane to come by
+  uint32_t next[kLanes] = {};        // where each lane's next access is expected in it
 };
 
-constexpr uint32_t kMostOpen = 512;  // a lane that runs alone meets nobody
+constexpr size_t kMostOpen = 256;  // a lane that runs alone meets nobody
 
 std::vector<WarpBanks> banks;  // by warp
 std::string listing;
+
+inline bool is_at(const char* what, Site site, const char* other_what, Site other) {
+  return site.line() == other.line() && site.column() == other.column() && site.file_name() == other.file_name() &&
+         what == other_what;
+}
 
 uint32_t wavefronts_of(const uint32_t* words, int n) {
   uint32_t word_of[32], used = 0;
@@ -67,9 +67,9 @@ uint32_t wavefronts_of(const uint32_t* words, int n) {
   return most;
 }
 
-void evaluate(Warp* warp, Position& p, const WarpAccess& a) {
-  const int lanes = p.bytes <= 4 ? 32 : p.bytes == 8 ? 16 : 8;
-  const uint32_t each = p.bytes <= 4 ? 1 : p.bytes / 4;
+void evaluate(Warp* warp, const WarpAccess& a) {
+  const int lanes = a.bytes <= 4 ? 32 : a.bytes == 8 ? 16 : 8;
+  const uint32_t each = a.bytes <= 4 ? 1 : a.bytes / 4;
   uint32_t wavefronts = 0, ideal = 0;
   for (int begin = 0; begin < kLanes; begin += lanes) {
     uint32_t words[kLanes];
@@ -83,26 +83,25 @@ void evaluate(Warp* warp, Position& p, const WarpAccess& a) {
   }
   warp->counts[kBankConflicts] += wavefronts - ideal;
   warp->counts[kSmemWavefronts] += wavefronts;
-  p.accesses++;
-  p.wavefronts += wavefronts;
-  p.ideal += ideal;
+  std::vector<Position>& all = banks[warp->number].positions;
+  auto p = std::find_if(all.begin(), all.end(), [&](const Position& q) { return is_at(q.what, q.site, a.what, a.site); });
+  if (p == all.end()) p = all.insert(p, {a.what, a.site});
+  p->accesses++;
+  p->wavefronts += wavefronts;
+  p->ideal += ideal;
 }
 
-inline bool is_at(const Position& p, const char* what, Site site) {
-  return p.site.line() == site.line() && p.site.column() == site.column() && p.site.file_name() == site.file_name() &&
-         p.what == what;
-}
-
-Position& position_at(WarpBanks& b, uint32_t bytes, const char* what, Site site) {
-  const uint32_t n = static_cast<uint32_t>(b.positions.size());
-  for (uint32_t i = 0, at = b.last; i < n; i++, at = at + 1 < n ? at + 1 : 0)
-    if (is_at(b.positions[at], what, site)) {
-      b.last = at;
-      return b.positions[at];
-    }
-  b.last = n;
-  b.positions.push_back({what, site, bytes});
-  return b.positions.back();
+// The lane's k-th access at a position is the k-th of the warp there: the first in which the lane has no part yet.
+WarpAccess& access_at(WarpBanks& b, uint32_t lane, uint32_t bytes, const char* what, Site site) {
+  for (size_t i = 0; i < b.open.size(); i++) {
+    WarpAccess& a = b.open[i];
+    if ((a.mask >> lane & 1) || !is_at(a.what, a.site, what, site)) continue;
+    b.next[lane] = static_cast<uint32_t>(i) + 1;
+    return a;
+  }
+  b.open.push_back({what, site, bytes, 0, {}});
+  b.next[lane] = static_cast<uint32_t>(b.open.size());
+  return b.open.back();
 }
 
 std::string role_of(const Warp& warp) {
@@ -119,38 +118,27 @@ void start_banks() {
 
 void bank_access(uint32_t addr, uint32_t bytes, const char* what, Site site) {
   WarpBanks& b = banks[cur->warp->number];
-  Position& p = position_at(b, bytes, what, site);
-  if (p.meeting != b.meeting) {
-    p.meeting = b.meeting;
-    p.first = p.head = 0;
-    memset(p.reached, 0, sizeof p.reached);
-    p.open.clear();
-    b.active.push_back(b.last);
+  const uint32_t lane = cur->lane, expected = b.next[lane];
+  WarpAccess* a;
+  // Lanes mostly do the same one after the other.
+  if (expected < b.open.size() && !(b.open[expected].mask >> lane & 1) &&
+      is_at(b.open[expected].what, b.open[expected].site, what, site)) {
+    a = &b.open[expected];
+    b.next[lane]++;
+  } else {
+    if (b.open.size() >= kMostOpen) bank_flush(cur->warp);
+    a = &access_at(b, lane, bytes, what, site);
   }
-  const uint32_t lane = cur->lane;
-  const uint32_t number = std::max(p.reached[lane], p.first + p.head);
-  p.reached[lane] = number + 1;
-  while (p.first + p.open.size() <= number) p.open.emplace_back();
-  WarpAccess& a = p.open[number - p.first];
-  a.mask |= 1u << lane;
-  a.addr[lane] = addr;
-  while (p.head < p.open.size() && (p.open[p.head].mask == 0xffffffffu || p.open.size() - p.head > kMostOpen))
-    evaluate(cur->warp, p, p.open[p.head++]);
-  if (p.head == p.open.size() || p.head > kMostOpen) {
-    p.open.erase(p.open.begin(), p.open.begin() + p.head);
-    p.first += p.head;
-    p.head = 0;
-  }
+  a->mask |= 1u << lane;
+  a->addr[lane] = addr;
 }
 
 void bank_flush(Warp* warp) {
   WarpBanks& b = banks[warp->number];
-  for (const uint32_t i : b.active) {
-    Position& p = b.positions[i];
-    while (p.head < p.open.size()) evaluate(warp, p, p.open[p.head++]);
-  }
-  b.active.clear();
-  b.meeting++;
+  if (b.open.empty()) return;
+  for (const WarpAccess& a : b.open) evaluate(warp, a);
+  b.open.clear();
+  memset(b.next, 0, sizeof b.next);
 }
 
 void finish_banks() {

@@ -76,7 +76,8 @@ def build_emulator_kernel(
     library_flags = (*COMMON_FLAGS, *flags, *os.environ.get(FLAGS_VARIABLE, "").split())
     _check_primitives(include)
     headers = sorted(p for p in include.iterdir() if p.suffix in (".h", ".cuh"))
-    runtime = _runtime_objects(include, library_flags)
+    # The runtime is compiled once for many kernels: what -O3 costs there, it gives back in every launch.
+    runtime = _runtime_objects(include, tuple("-O3" if f == "-O2" else f for f in library_flags))
     # Reports name places relative to the package, wherever the library in the cache was first built from.
     folders = {str(source.parent): source.parent.name, str(include): include.name}
     words = [*library_flags, compiler()[1], runtime[0].parent.name, *folders.values()]
