@@ -125,7 +125,7 @@ def run(m: Measure) -> dict[str, Any]:
 
 
 def measure(m: Measure, repeats: int) -> dict[str, Any]:
-    """The fastest of `repeats` runs in processes of their own, or one run in this; with rates and verdicts."""
+    """The fastest of `repeats` runs in processes of their own, or of one in this; with rates, verdicts."""
     runs = [] if repeats else [run(m)]
     for _ in range(repeats):
         command = [sys.executable, __file__, "--one", json.dumps(asdict(m))]
