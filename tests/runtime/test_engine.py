@@ -214,10 +214,10 @@ def test_state_is_zeroed_after_an_aborted_launch() -> None:
     with pytest.raises(TileccError) as caught:
         opened.generate(PROMPT, 3)
     assert code_of(caught) == "TC0404"
-    assert opened.session._workspace.handle.view(np.uint32)[0] > 1
+    assert opened.session.workspace.handle.view(np.uint32)[0] > 1
     assert opened.generate(PROMPT, 3).tokens == expected(PROMPT, 3)
     # Zeroed, then two launches: prefill and decode.
-    assert opened.session._workspace.handle.view(np.uint32)[0] == 2
+    assert opened.session.workspace.handle.view(np.uint32)[0] == 2
 
 
 def test_a_workspace_region_can_be_read() -> None:
