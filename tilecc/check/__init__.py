@@ -1,4 +1,4 @@
-"""The static checker: proves on a Program, before anything is emitted, that its synchronisation is sound."""
+"""The static checker: looks for deadlocks, races and laps of a Program before anything is emitted."""
 
 from tilecc.check.checker import Report, check
 

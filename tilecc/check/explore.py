@@ -38,20 +38,9 @@ class Values:
 
     def __str__(self) -> str:
         return (
-            f"{self.grid} CTAs, up to {self.tasks} tasks, {self.chunks} chunks, {self.experts}"
-            f" active experts,"
-            f" {self.blocks} KV blocks" + ("" if self.spread else ", all tasks on the first CTAs")
+            f"{self.grid} CTAs, up to {self.tasks} tasks, {self.chunks} chunks, {self.experts} active"
+            f" experts, {self.blocks} KV blocks" + ("" if self.spread else ", all tasks on the first CTAs")
         )
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a thread is: which row of which step."""
-
-    step: int
-    row: int
-    verb: str
-    target: str
 
 
 @dataclass(frozen=True)
@@ -74,7 +63,6 @@ class Barrier:
     pending: int
     agent: int
     phase: int = 0
-    copies: int = 0
     arriving: Clock | None = None
     done: list[Clock] = field(default_factory=list)
     waiters: list[Thread] = field(default_factory=list)
@@ -82,7 +70,7 @@ class Barrier:
 
 @dataclass
 class Counter:
-    """Signals in the order of their instances; `seen[k]` clocks of instance k."""
+    """Signals so far; `clocks[k]` of instance k, by CTA."""
 
     value: int = 0
     clocks: dict[int, list[Clock]] = field(default_factory=dict)
@@ -91,7 +79,8 @@ class Counter:
 
 @dataclass
 class Touch:
-    """Accesses of one op instance to one buffer: latest time per thread."""
+    """Accesses of one op instance to a buffer, or of all to a slot: latest time per thread. `key` is the
+    (step, row) of the instance, of the latest for a slot."""
 
     key: tuple[int, int]
     reads: Clock
@@ -107,13 +96,13 @@ class Thread:
     role: str
     warp: int
     clock: Clock
-    place: Place = Place(0, 0, "", "")
+    step: int = 0
+    row: int = 0
     cursor: dict[str, int] = field(default_factory=dict)
     signals: dict[int, int] = field(default_factory=dict)
     body: Iterator[object] | None = None
     blocked: object = None
     need: int = 0
-    joined: int = 0
 
 
 class Explorer:
@@ -127,9 +116,6 @@ class Explorer:
         self.scripts = {(op.name, s.role): s.body for op in program.ops for s in op.scripts}
         self.violations: list[Violation] = []
         self.reported: set[tuple[object, ...]] = set()
-        self.waits: dict[str, int] = {}
-        self.arrivals: dict[str, int] = {}
-        self.counter_waits = self.counter_signals = 0
         warps = sum(role.warps for role in program.roles)
         slots = sum(r.slots for r in program.rings)
         self.size = values.grid * (warps + slots)
@@ -161,6 +147,12 @@ class Explorer:
         self.signaller = {t.cta: t.number for t in self.threads if t.role == "store" and t.warp == 0}
         self.by_counter = {op.counter: op for op in program.ops if op.counter >= 0}
         self.woken: list[Thread] = []
+        self.producers: dict[tuple[int, str], Clock] = {}
+        """Per CTA and role a clock that hides its own warps: they fill different parts of a slot between the
+        same barriers."""
+        for t in self.threads:
+            hidden = self.producers.setdefault((t.cta, t.role), np.zeros(self.size, np.int32))
+            hidden[t.number] = np.iinfo(np.int32).max
 
     # ---- running -------------------------------------------------------------------------------------------
 
@@ -227,7 +219,7 @@ class Explorer:
                 for _ in range(self.times(statement.over, op, tasks)):
                     yield from self.statements(t, statement.body, op, step, row, tasks)
                 continue
-            t.place = Place(step, row, statement.verb, statement.ring or statement.buffer)
+            t.step, t.row = step, row
             yield from self.do(t, statement, op, step, row, tasks)
 
     def times(self, over: str, op: OpSync, tasks: int) -> int:
@@ -274,30 +266,28 @@ class Explorer:
         full = self.barriers[t.cta, ring.name, slot, "full"]
         empty = self.barriers[t.cta, ring.name, slot, "empty"]
         if verb == "acquire":
-            self.waits[t.role] = self.waits.get(t.role, 0) + 1
             if lap:
                 yield from self.wait_phase(t, empty, lap - 1)
         elif verb == "take":
-            self.waits[t.role] = self.waits.get(t.role, 0) + 1
             yield from self.wait_phase(t, full, lap)
         elif verb == "put":
-            self.touch_slot(t, ring, slot, True, t.number, int(t.clock[t.number]), row)
+            self.touch_slot(t, ring, slot, True, t.number, int(t.clock[t.number]))
         elif verb == "copy":
             if t.warp == 0:
                 time = full.phase + 1
-                self.touch_slot(t, ring, slot, True, full.agent, time, row)
+                self.touch_slot(t, ring, slot, True, full.agent, time)
                 if s.buffer in self.per_layer:
                     self.touch_buffer(t, self.buffer_of(s.buffer, row), False, (step, row), full.agent, time)
         elif verb == "use":
             # After `take` the cursor still stands on the slot; a routing record is used between take and
             # release.
-            self.touch_slot(t, ring, slot, False, t.number, int(t.clock[t.number]), row)
+            self.touch_slot(t, ring, slot, False, t.number, int(t.clock[t.number]))
         elif verb == "commit":
             if ring.full_count > 1 or t.warp == 0:
-                self.arrive(t, full, row)
+                self.arrive(t, full)
             t.cursor[f"produce {ring.name}"] = at + 1
         elif verb == "release":
-            self.arrive(t, empty, row)
+            self.arrive(t, empty)
             t.cursor[f"consume {ring.name}"] = at + 1
 
     def wait_phase(self, t: Thread, barrier: Barrier, phase: int) -> Iterator[object]:
@@ -313,8 +303,7 @@ class Explorer:
     def tick(self, t: Thread) -> None:
         t.clock[t.number] += 1
 
-    def arrive(self, t: Thread, barrier: Barrier, row: int) -> None:
-        self.arrivals[t.role] = self.arrivals.get(t.role, 0) + 1
+    def arrive(self, t: Thread, barrier: Barrier) -> None:
         barrier.arriving = (
             t.clock.copy() if barrier.arriving is None else np.maximum(barrier.arriving, t.clock)
         )
@@ -351,7 +340,6 @@ class Explorer:
     def wait_inputs(self, t: Thread, step: int, row: int) -> Iterator[object]:
         grid = self.values.grid
         for wait in self.program.rows[row].waits:
-            self.counter_waits += 1
             op = self.by_counter[wait.counter]
             instance = step * op.per_step + wait.ordinal
             if instance <= 0:
@@ -373,7 +361,6 @@ class Explorer:
             self.tick(t)
 
     def signal(self, t: Thread, op: OpSync, row: int) -> None:
-        self.counter_signals += 1
         counter = self.counters[op.counter]
         k = t.signals.get(op.counter, 0) + 1
         t.signals[op.counter] = k
@@ -386,9 +373,8 @@ class Explorer:
         if late and op.scope != "cta":
             self.report(
                 "lap", (op.name,),
-                f"CTA {t.cta} signals instance {k} of `{op.name}` although CTA {late[0]} may"
-                f" not have signalled"
-                f" instance {k - 1}: its arrival can stand in for the missing one",
+                f"CTA {t.cta} signals instance {k} of `{op.name}` although CTA {late[0]} may not have"
+                f" signalled instance {k - 1}: its arrival can stand in for the missing one",
                 (row,),
             )  # fmt: skip
         clocks = counter.clocks.setdefault(k, [])
@@ -401,35 +387,27 @@ class Explorer:
 
     # ---- accesses ------------------------------------------------------------------------------------------
 
-    def touch_slot(
-        self, t: Thread, ring: RingSync, slot: int, write: bool, agent: int, time: int, row: int
-    ) -> None:
+    def touch_slot(self, t: Thread, ring: RingSync, slot: int, write: bool, agent: int, time: int) -> None:
+        step, row = t.step, t.row
         key = (t.cta, ring.name, slot)
         touch = self.slots.get(key)
         if touch is None:
-            touch = self.slots[key] = Touch(
-                (row, row), np.zeros(self.size, np.int32), np.zeros(self.size, np.int32)
-            )
-        mine = t.clock.copy()
-        if write:  # warps of the producer fill different parts of a slot between the same barriers
-            for other in self.threads:
-                if other.cta == t.cta and other.role == t.role:
-                    mine[other.number] = np.iinfo(np.int32).max
-            mine[agent] = np.iinfo(np.int32).max if agent == t.number else mine[agent]
+            zero = np.zeros(self.size, np.int32)
+            touch = self.slots[key] = Touch((step, row), zero, zero.copy())
+        mine = np.maximum(t.clock, self.producers[t.cta, t.role]) if write else t.clock
         bad_write = bool(np.any(touch.writes > mine))
         bad_read = write and bool(np.any(touch.reads > mine))
         if bad_write or bad_read:
             old = "written" if bad_write else "read"
             self.report(
                 "race",
-                (ring.name, write, bad_write, self.program.rows[row].op, touch.key[0]),
-                f"{self.who(t)} {'fills' if write else 'reads'} slot {slot} of ring"
-                f" `{ring.name}` while it may still"
-                f" be {old}",
-                (row, touch.key[0]),
-            )  # fmt: skip
+                (ring.name, write, bad_write, self.program.rows[row].op, touch.key[1]),
+                f"{self.who(t)} {'fills' if write else 'reads'} slot {slot} of ring `{ring.name}`"
+                f" while it may still be {old}",
+                (row, touch.key[1]),
+            )
         (touch.writes if write else touch.reads)[agent] = time
-        touch.key = (row, touch.key[0])
+        touch.key = (step, row)
 
     def touch_buffer(
         self, t: Thread, name: str, write: bool, key: tuple[int, int], agent: int, time: int
@@ -447,9 +425,8 @@ class Explorer:
                 when = " of the step before" if touch.key[0] < key[0] else ""
                 self.report(
                     "race", (name, row.op, other.op, write),
-                    f"`{row.op}` of layer {row.layer} {'writes' if write else 'reads'}"
-                    f" `{name}`, and nothing orders it"
-                    f" after `{other.op}` of layer {other.layer}{when}, which"
+                    f"`{row.op}` of layer {row.layer} {'writes' if write else 'reads'} `{name}`, and nothing"
+                    f" orders it after `{other.op}` of layer {other.layer}{when}, which"
                     f" {'writes' if bad_write else 'reads'} it",
                     (key[1], touch.key[1]),
                 )  # fmt: skip
@@ -466,7 +443,7 @@ class Explorer:
     # ---- reports -------------------------------------------------------------------------------------------
 
     def who(self, t: Thread) -> str:
-        row = self.program.rows[t.place.row]
+        row = self.program.rows[t.row]
         return f"{t.role} warp {t.warp} of CTA {t.cta} in `{row.op}` of layer {row.layer}"
 
     def report(self, kind: str, key: tuple[object, ...], message: str, rows: tuple[int, ...]) -> None:
@@ -478,20 +455,15 @@ class Explorer:
         self.report(
             "lap", (barrier.name.split("[")[0], t.role),
             f"{self.who(t)} waits for phase {phase} of {barrier.name}, which may be"
-            f" {barrier.phase - phase} phases"
-            " further: the parity is ambiguous",
-            (t.place.row,),
+            f" {barrier.phase - phase} phases further: the parity is ambiguous",
+            (t.row,),
         )  # fmt: skip
 
     def report_deadlock(self, stuck: list[Thread]) -> None:
-        lines = [self.wait_text(t) for t in stuck]
-        first = stuck[0]
         # The thread whose row is earliest keeps the others waiting.
-        for t in stuck:
-            if (t.place.step, t.place.row) < (first.place.step, first.place.row):
-                first = t
-        rows = tuple(dict.fromkeys(t.place.row for t in (first, *stuck)))
-        notes = tuple(dict.fromkeys(lines))[:16]
+        first = min(stuck, key=lambda t: (t.step, t.row))
+        rows = tuple(dict.fromkeys(t.row for t in (first, *stuck)))
+        notes = tuple(dict.fromkeys(map(self.wait_text, stuck)))[:16]
         self.violations.append(
             Violation(
                 "deadlock",

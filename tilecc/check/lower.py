@@ -1,7 +1,9 @@
 """Program -> SyncProgram: the protocol of each op, as its `.cuh` file under templates/include carries it out.
 
-Attention is modelled in a simpler form than it runs: the keys that its activation warps load before the
-queries are ready, under the waits of the step before, are left to the emulator's detectors.
+Three ops are modelled in a simpler form than they run; the rest of them is left to the emulator's detectors.
+Attention: without the keys that its activation warps load before the queries are ready, under the waits of
+the step before; its results are written by the store warp, not by the consumers. Routing: by the activation
+warps alone, without the consumers that help them between two named barriers.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ READ_ONLY = "image"
 
 PER_LAYER = frozenset({"kv"})
 
+NOT_CHECKED = frozenset({"counters", "state", "routes"})
+"""Workspace that is no data between ops; `routes` is a log that CTA 0 alone writes, in its program order."""
+
 Scripts = tuple[Script, ...]
 
 
@@ -45,8 +50,8 @@ def lower(program: Program) -> SyncProgram:
     if any(op.kind == "route" for op in program.classes):
         everyone = tuple(role.name for role in program.roles)
         rings.append(RingSync("routing", 1, "activations", everyone, 1, sum(warps.values())))
-    names = {region.name for region in program.workspace} - {"counters", "state", "routes"} | {"kv", "token"}
-    ops = tuple(_op(op, program) for op in program.classes)
+    names = {region.name for region in program.workspace} - NOT_CHECKED | {"kv", "token"}
+    ops = tuple(_op(op) for op in program.classes)
     rows = tuple(
         RowSync(row.op, row.layer, tuple(WaitSync(w.counter, w.ordinal) for w in row.waits))
         for row in program.rows
@@ -61,15 +66,12 @@ def lower(program: Program) -> SyncProgram:
     )
 
 
-def _op(op: OpClass, program: Program) -> OpSync:
+def _op(op: OpClass) -> OpSync:
     c = op.constants
     tasks, chunks = int(c["tile_tasks"]), 1
     if "tile_chunk" in c:
-        blocks = (
-            -(-int(c["tile_blocks"]) // int(c["tile_splits"]))
-            if op.kind != "experts_down"
-            else int(c["tile_blocks"])
-        )
+        splits = 1 if op.kind == "experts_down" else int(c["tile_splits"])
+        blocks = -(-int(c["tile_blocks"]) // splits)
         chunks = -(-blocks // int(c["tile_chunk"]))
     if op.kind == "route":
         tasks = 1
@@ -113,7 +115,6 @@ def _writes(op: OpClass) -> tuple[str, ...]:
         "experts_up": ("expert_hidden",),
         "experts_down": ("partials",),
         "head": ("argmax",),
-        "route": (),  # `routes` is a log that CTA 0 alone writes, in its program order
     }[op.kind]
 
 
@@ -134,10 +135,7 @@ def _route(op: OpClass) -> Scripts:
         Do("sync"),
     )
     return (
-        Script(
-            "activations",
-            (Do("inputs"), Do("acquire", "routing"), *fill, *(Do("write", buffer=b) for b in _writes(op))),
-        ),
+        Script("activations", (Do("inputs"), Do("acquire", "routing"), *fill)),
         *(Script(role, (Do("take", "routing"),)) for role in ("loader", "store", "consumer")),
     )
 

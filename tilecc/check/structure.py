@@ -25,7 +25,7 @@ def structure(program: SyncProgram) -> Iterator[Violation]:
     yield from _counts(program)
     yield from _counters(program)
     for op in program.ops:
-        row = next((i for i, r in enumerate(program.rows) if r.op == op.name), 0)
+        row = _row_of(program, op)
         scripts = {s.role: s.body for s in op.scripts}
         for ring in program.rings:
             if len(ring.consumers) == 1:
@@ -34,11 +34,16 @@ def structure(program: SyncProgram) -> Iterator[Violation]:
     yield from _waits(program)
 
 
+def _row_of(program: SyncProgram, op: OpSync) -> int:
+    """The first row of an op, for the place of a violation."""
+    return next((i for i, r in enumerate(program.rows) if r.op == op.name), 0)
+
+
 def _names(program: SyncProgram) -> Iterator[Violation]:
     rings, roles = {r.name for r in program.rings}, {r.name for r in program.roles}
     buffers = {b.name for b in program.buffers}
     for op in program.ops:
-        row = next((i for i, r in enumerate(program.rows) if r.op == op.name), 0)
+        row = _row_of(program, op)
         for script in op.scripts:
             if script.role not in roles:
                 yield Violation(
@@ -62,7 +67,7 @@ def _counters(program: SyncProgram) -> Iterator[Violation]:
     owner: dict[int, str] = {}
     for op in program.ops:
         if op.counter >= 0 and owner.setdefault(op.counter, op.name) != op.name:
-            row = next((i for i, r in enumerate(program.rows) if r.op == op.name), 0)
+            row = _row_of(program, op)
             text = f"`{owner[op.counter]}` and `{op.name}` share counter {op.counter}"
             yield Violation("counter", text, (row,))
 

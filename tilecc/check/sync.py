@@ -1,16 +1,16 @@
-"""SyncProgram: the synchronisation of a Program made explicit, which is what the checker proves.
+"""SyncProgram: the synchronisation of a Program made explicit, which is what the checker runs.
 
 Every warp of a CTA runs the scripts of its role, op after op, step after step. A script is a list of
 statements and of loops over a symbol ("tasks" of the CTA, "chunks" of a task, ...) whose value is only
 known at run time.
 
-    acquire R   wait until slot s of ring R is empty           take R      wait until it is full put R
-    write the slot (generic stores)                use R       read the slot copy R B    asynchronous copy
-    of buffer B into the slot     release R   arrive on "empty", go to the next slot commit R    arrive on
-    "full", go to the next slot inputs      wait for the counters (or pushed words) of the row idle
-    the same, if the CTA has no tasks of the op read B      read buffer B
-    write B     write buffer B sync        barrier among the warps of the role         signal      arrive
-    on the op's counter
+    acquire R   wait until slot s of ring R is empty     take R      wait until it is full
+    put R       write the slot (generic stores)          use R       read the slot
+    copy R B    copy buffer B into it, asynchronously    release R   arrive on "empty", go to the next slot
+    commit R    arrive on "full", go to the next slot
+    inputs      wait for the counters of the row         idle        the same, if the CTA has no tasks of it
+    read B      read buffer B                            write B     write buffer B
+    sync        barrier among the warps of the role      signal      arrive on the op's counter
 
 A ring with one slot and several consumer roles is the routing record.
 """

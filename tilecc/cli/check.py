@@ -1,4 +1,4 @@
-"""`tilecc check`: the proof that a program's synchronisation is sound."""
+"""`tilecc check`: deadlocks, races and laps of a program, before anything is emitted."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ def check_command(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Prove that a program has no deadlock, no race and no counter that laps, within the limits of its
-    target.
+    """Look for deadlocks, races and counters that lap in a program, and for limits of its target exceeded.
 
     All violations are reported, each with the source lines of the ops it is about. Exit status 1 if there
     is one.

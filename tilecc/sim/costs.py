@@ -1,7 +1,6 @@
 """What the simulator charges for, each number with its source. Nothing here is tuned to reach a figure.
 
-Sources: "design" is section 8 of the design (planning figures until measured), "peers" its page of public
-measurements.
+Figures of the machine come from the target table, which has their sources.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from tilecc.target import Target
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds, bytes per second, clocks in Hz. `sources` has one entry per field."""
+    """Seconds, bytes per second, clocks in Hz. `SOURCES` has one entry per field."""
 
     hbm_rate: float
     hbm_latency: float
@@ -37,8 +36,8 @@ SOURCES: dict[str, str] = {
     "hbm_latency": "target table",
     "l2_latency": "target table",
     "l2_rate_per_sm": "target table",
-    "clock": "peers 4.5: 20.7 B per clock and SM of 4.8 TB/s over 132 SMs",
-    "lanes": "four schedulers, one warp instruction per clock each",
+    "clock": "target table",
+    "lanes": "target table",
     "counter": "target table",
     "mbarrier": "target table",
     "peer": "target table",
@@ -52,14 +51,13 @@ SOURCES: dict[str, str] = {
 
 def costs_of(target: Target, **changes: Any) -> Costs:
     """Costs of a target; `changes` replace fields. Raises TypeError for a field that does not exist."""
-    clock = 1.755e9
     made: dict[str, Any] = {
         "hbm_rate": target.hbm_rate,
         "hbm_latency": target.hbm_latency,
         "l2_latency": target.l2_latency,
         "l2_rate_per_sm": target.l2_rate_per_sm,
-        "clock": clock,
-        "lanes": 128,
+        "clock": target.sm.clock,
+        "lanes": target.sm.issue,
         "counter": target.counter_hand_off,
         "mbarrier": target.mbarrier_hand_off,
         "peer": target.peer_hand_off,

@@ -9,14 +9,11 @@ import dataclasses
 from dataclasses import dataclass
 
 from tilecc.ir.tile import HandOffKind, TileGraph, TileOp
-from tilecc.weights.layout import BLOCK_BYTES
+from tilecc.ir.tile_rules import CHUNK_BYTES
+from tilecc.weights.layout import BLOCK_BYTES, BLOCK_COLS, TILE_ROWS
 
-BLOCK_WEIGHTS = 16 * 128
-CHUNK_BYTES = 2048
-"""Activations of 8 rows and 128 columns in bf16."""
+BLOCK_WEIGHTS = TILE_ROWS * BLOCK_COLS
 KV_BLOCK = 16
-CONSUMERS = 4
-"""Rows that share one read of the KV cache in a global layer (op_attention.cuh)."""
 
 INSTRUCTIONS: dict[str, float] = {"bf16": 0.9, "fp8_block": 1.6, "mxfp4": 2.3, "f32": 4.0}
 """Lane instructions per weight of the main loops: the bounds that they are built to (main loops, SASS)."""
@@ -72,6 +69,7 @@ def lower(graph: TileGraph, scenario: Scenario) -> list[SimOp]:
     place = {op.name: i for i, op in enumerate(graph.ops)}
     weights = {w.name: w for w in graph.weights}
     made: list[SimOp] = []
+    consumers = next(role.warps for role in graph.roles if role.name == "consumer")
     route = -1
     for index, op in enumerate(graph.ops):
         waits = tuple(Wait(place[h.source], h.kind, h.previous_step) for h in op.hand_offs)
@@ -81,7 +79,7 @@ def lower(graph: TileGraph, scenario: Scenario) -> list[SimOp]:
         if "chunk" in op.tiles:
             made.append(_gemv(base, op, weights[op.weights["matrix"]].format, scenario, route))
         elif op.kind == "attention":
-            made.append(_attention(base, op, scenario))
+            made.append(_attention(base, op, scenario, consumers))
         else:
             made.append(base)
     return made
@@ -112,7 +110,7 @@ def _gemv(base: SimOp, op: TileOp, format: str, scenario: Scenario, route: int) 
     )
 
 
-def _attention(base: SimOp, op: TileOp, scenario: Scenario) -> SimOp:
+def _attention(base: SimOp, op: TileOp, scenario: Scenario, consumers: int) -> SimOp:
     a = op.attrs
     window, kv_heads = int(a["window"]), int(a["kv_heads"])
     splits = op.tiles.get("splits", 1)
@@ -122,7 +120,7 @@ def _attention(base: SimOp, op: TileOp, scenario: Scenario) -> SimOp:
     return dataclasses.replace(
         base,
         # A task of a sliding layer is one row; one of a global layer has as many rows as there are consumers.
-        tasks=(scenario.rows if window else -(-scenario.rows // CONSUMERS) * splits) * kv_heads,
+        tasks=(scenario.rows if window else -(-scenario.rows // consumers) * splits) * kv_heads,
         stages=0.0,
         stage_bytes=0.0,
         act_bytes=blocks / splits,
