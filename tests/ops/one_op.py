@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tilecc.emit.single import SingleOp, SinglePackage, one_op_package
 from tilecc.runtime.bare import BareKernel
 from tilecc.runtime.devices.emulator import EmulatorDevice
 from tilecc.runtime.fragments import to_fragments
-from tilecc.weights.image import build_image
+from tilecc.weights.image import TensorSource, build_image
 from tilecc.weights.synthetic import BF16, F64, Synthetic
 
 
@@ -55,9 +56,22 @@ def build(out: Path, op: SingleOp, seed: int = 0) -> Built:
                 for e in range(max(entry.experts, 1)):
                     full = name.replace("{e}", str(e))
                     weights[full] = source.matrix(full, entry.format, rows, entry.cols)
+    return Built(package, packed(package, source), weights, norm, rng)
+
+
+def packed(package: SinglePackage, source: TensorSource) -> NDArray[np.uint8]:
+    """The image of the package with the tensors of `source`."""
     image = np.zeros(package.manifest.image_bytes, np.uint8)
     build_image(package.manifest, source, image)
-    return Built(package, image, weights, norm, rng)
+    return image
+
+
+def with_matrices(out: Path, op: SingleOp, tensors: Mapping[str, NDArray[Any]]) -> Built:
+    """Compile the op with the given source tensors; its norm is 1."""
+    package = one_op_package(out, op)
+    source = Synthetic(np.random.default_rng(0))
+    source.tensors = {"norm": np.ones(op.rows if op.kind == "project" else op.cols, BF16), **tensors}
+    return Built(package, packed(package, source), {}, np.ones(op.cols), source.rng)
 
 
 def norm_inputs(x: NDArray[Any], hidden: int) -> dict[str, NDArray[Any]]:

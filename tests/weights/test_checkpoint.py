@@ -286,12 +286,20 @@ def test_illegal_scales(folder: Path) -> None:
         with pytest.raises(TileccError) as caught:
             Checkpoint(folder / "bad").parameter(specs[key])
         only(caught.value.diagnostics, "TC0307", name, "[1, 0]")
+    for byte, row, column in ((0x7F, 0, 0), (0xFF, 351, 63)):
+        tensors = stored(folder)
+        tensors[QKV].view(np.uint8)[row, column] = byte
+        write_checkpoint(folder / "bad", CONFIG, tensors)
+        with pytest.raises(TileccError) as caught:
+            Checkpoint(folder / "bad").parameter(specs[QKV])
+        only(caught.value.diagnostics, "TC0308", QKV, "NaN", f"0x{byte:02x}", f"[{row}, {column}]")
     tensors = stored(folder)
-    tensors[QKV].view(np.uint8)[0, 0] = 0x7F  # the NaN code
+    tensors[QKV].view(np.uint8)[5, 6] = 0x7E  # 448
+    tensors[QKV + "_scale_inv"][0, 0] = 3e38
     write_checkpoint(folder / "bad", CONFIG, tensors)
     with pytest.raises(TileccError) as caught:
         Checkpoint(folder / "bad").parameter(specs[QKV])
-    only(caught.value.diagnostics, "TC0307", QKV, "NaN")
+    only(caught.value.diagnostics, "TC0307", QKV, "overflows float32")
 
 
 def test_interrupted_write_leaves_the_old_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,23 +223,56 @@ def test_rope_table_is_cos_and_sin_of_float32_angles() -> None:
         np.testing.assert_allclose(table[p, j], [np.cos(float(angle)), np.sin(float(angle))], atol=6e-8)
 
 
-@pytest.mark.parametrize(
-    "byte,format", [(225, "mxfp4"), (255, "mxfp4"), (0x7F, "fp8_block"), (0xFF, "fp8_block")]
-)
-def test_illegal_values_are_refused_with_name_and_position(byte: int, format: str) -> None:
-    tensors = Tensors(9)
-    entry = matrix_entry("w", format, "plain", ["layer.down_proj.weight"], 24, 64)
-    tensors.fill(entry)
-    if format == "mxfp4":
-        tensors.by_name["layer.down_proj.weight_scale"][17, 1] = byte
-        code, position, name = "TC0307", "[17, 1]", "layer.down_proj.weight_scale"
-    else:
-        tensors.by_name["layer.down_proj.weight"].view(np.uint8)[11, 40] = byte
-        code, position, name = "TC0308", "[11, 40]", "layer.down_proj.weight"
+def refused(entry: ImageEntry, tensors: Tensors) -> tuple[str, str, str]:
+    """(code, message, place) of the diagnostic."""
     with pytest.raises(TileccError) as caught:
         packed(entry, tensors)
-    found = caught.value.diagnostics[0]
-    assert found.code == code and f"`{name}`" in found.message and position in found.message
+    (found,) = caught.value.diagnostics
+    assert found.span is not None and found.help
+    return found.code, found.message, f"{found.span.file} {found.span.label}"
+
+
+@pytest.mark.parametrize("byte", range(225, 256))
+def test_unusable_scale_bytes_are_refused_with_name_and_position(byte: int) -> None:
+    """Anywhere: in the second source of an interleaved matrix, of any expert, in the last group."""
+    tensors = Tensors(9)
+    names = ["mlp.{e}.gate.weight", "mlp.{e}.up.weight"]
+    entry = matrix_entry("gu", "mxfp4", "gate_up", names, 48, 96, 3)
+    tensors.fill(entry)
+    packed(entry, tensors)  # nothing is wrong yet
+    row, group = byte % 24, byte % 3
+    tensors.by_name["mlp.2.up.weight_scale"][row, group] = byte
+    code, message, place = refused(entry, tensors)
+    assert (code, place) == ("TC0307", f"mlp.2.up.weight_scale [{row}, {group}]")
+    assert "`mlp.2.up.weight_scale`" in message and f"`{byte}` at [{row}, {group}]" in message
+
+
+@pytest.mark.parametrize("byte", [0x7F, 0xFF])
+def test_nan_codes_are_refused_with_name_and_position(byte: int) -> None:
+    """At every position of a fused matrix, in either half of a pair of columns."""
+    tensors = Tensors(9)
+    entry = qkv_entry("fp8_block", *QKV[2], cols=40)
+    tensors.fill(entry)
+    codes = tensors.by_name["a.qkv_proj.weight"].view(np.uint8)
+    for row, column in np.ndindex(*codes.shape):
+        if (row * 40 + column) % 41 and row not in (0, codes.shape[0] - 1):
+            continue
+        before, codes[row, column] = codes[row, column], byte
+        code, message, place = refused(entry, tensors)
+        assert (code, place) == ("TC0308", f"a.qkv_proj.weight [{row}, {column}]")
+        assert f"at [{row}, {column}]" in message
+        codes[row, column] = before
+    packed(entry, tensors)
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf, 2.0**104, 3e38])
+def test_unusable_fp8_scales_are_refused_with_name_and_position(scale: float) -> None:
+    tensors = Tensors(9)
+    entry = matrix_entry("w", "fp8_block", "plain", ["w.weight"], 300, 200)
+    tensors.fill(entry)
+    tensors.by_name["w.weight_scale_inv"][2, 1] = scale
+    code, message, place = refused(entry, tensors)
+    assert (code, place) == ("TC0307", "w.weight_scale_inv [2, 1]") and "2^104" in message
 
 
 def test_wrong_shape_and_type_are_refused() -> None:

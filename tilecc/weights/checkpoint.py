@@ -179,7 +179,8 @@ class Checkpoint:
     def dequantize(self, name: str, spec: ParamSpec, chunks: int | None = None) -> formats.F32:
         """One source tensor as float32 of shape ``spec.shape``. ``chunks`` overrides ``spec.chunks``.
 
-        Raises TC0302 for a missing tensor, TC0307 for an illegal scale or a NaN code.
+        Raises TC0302 for a missing tensor, TC0307 for an illegal scale, TC0308 for a NaN code; both name the
+        position.
         """
         if spec.optional and name not in self.entries:
             return np.zeros(spec.shape, np.float32)
@@ -190,15 +191,34 @@ class Checkpoint:
         self._check_scales(scale_name(name, spec.format), spec, scales)
         if spec.format == "mxfp4":
             return formats.mxfp4_dequantize(np.asarray(codes), np.asarray(scales))
-        out = formats.fp8_block_dequantize(codes, scales, spec.chunks if chunks is None else chunks)
-        if not np.isfinite(out).all():
-            raise error(
+        raw = codes.view(np.uint8)
+        bad = raw & 0x7F == 0x7F
+        if bad.any():
+            where = [int(i) for i in np.argwhere(bad)[0]]
+            raise self._unusable(
+                "TC0308",
+                name,
+                f"`{name}` holds `0x{raw[tuple(where)]:02x}`, the FP8 code of NaN, at {where}",
+                f"{int(bad.sum())} of {bad.size} codes are NaN",
+            )
+        with np.errstate(over="ignore"):
+            out = formats.fp8_block_dequantize(codes, scales, spec.chunks if chunks is None else chunks)
+        bad = ~np.isfinite(out)
+        if bad.any():
+            where = [int(i) for i in np.argwhere(bad)[0]]
+            raise self._unusable(
                 "TC0307",
-                f"`{name}` holds a NaN or overflows float32 when scaled",
-                span=Span(str(self.entries[name].file), label=name),
-                help="fetch the file again, or requantise the matrix",
+                name,
+                f"`{name}` overflows float32 at {where} when scaled",
+                f"{int(bad.sum())} of {bad.size} weights overflow",
             )
         return out
+
+    def _unusable(self, code: str, name: str, message: str, note: str) -> TileccError:
+        span = Span(str(self.entries[name].file), label=name)
+        return error(
+            code, message, span=span, note=note, help="fetch the file again, or requantise the matrix"
+        )
 
     def parameter(self, spec: ParamSpec) -> formats.F32:
         """A whole parameter as float32 of shape ``spec.stacked_shape``."""
@@ -218,12 +238,11 @@ class Checkpoint:
             limit = "finite and not negative"
         if bad.any():
             where = [int(i) for i in np.argwhere(bad)[0]]
-            raise error(
+            raise self._unusable(
                 "TC0307",
+                name,
                 f"`{name}` holds `{scales[tuple(where)]}` at {where}, but a scale must be {limit}",
-                span=Span(str(self.entries[name].file), label=name),
-                note=f"{int(bad.sum())} of {bad.size} scales are illegal",
-                help="fetch the file again, or requantise the matrix",
+                f"{int(bad.sum())} of {bad.size} scales are illegal",
             )
 
     def _missing(self, name: str) -> Diagnostic:
