@@ -33,7 +33,7 @@ def test_before_and_after() -> None:
     # and sums of 16 heads; a main loop over one K block leaves one partial.
     exchange = (2, 4 * (1024 + 128))
     assert made == {"weights": (8, 2 * 4096), "activations": (8, 2 * 2048), "exchange": exchange}
-    (decision,) = (d for d in ctx.decisions if d.pass_name == "rings")
+    (decision,) = (d for d in ctx.decisions if d.subject == "weights")
     assert decision.choice == "8 stages of 8192 B"
     needed = show(ctx.target.in_flight, "B")
     assert decision.reason == f"64 KiB in flight per SM; the memory system needs {needed}"

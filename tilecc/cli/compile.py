@@ -38,6 +38,15 @@ def compile_command(
     kv: Annotated[
         str, typer.Option("--kv", help="KV cache: bf16, or fp8 (e4m3 with scale 1, half the bytes).")
     ] = "bf16",
+    schedule: Annotated[
+        Path | None,
+        typer.Option(
+            "--schedule",
+            metavar="FILE",
+            help="Python file that pins or bounds choices of the passes (schedules/).",
+            show_default=False,
+        ),
+    ] = None,
     build: Annotated[bool, typer.Option("--build", help="Also build the CUDA library with nvcc.")] = False,
     build_for: Annotated[
         list[str] | None,
@@ -89,6 +98,7 @@ def compile_command(
             ranks=ranks,
             stop_after=to,
             kv=kv,
+            schedule=schedule,
         )
     timing = ", ".join(f"{phase} {s:.1f} s" for phase, s in result.seconds.items())
     if result.manifest is None:

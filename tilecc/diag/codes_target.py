@@ -64,4 +64,68 @@ module has an attribute `kv_format`, which the compiler sets. A model without it
         right="tilecc compile MODEL --target sm_90a --kv bf16",
         exit_code=2,
     ),
+    "TC0710": Entry(
+        title="schedule file cannot be used",
+        explanation="""
+A schedule is a Python file with a function `schedule(s)`, which calls methods of `s` (tilecc.schedules) to
+pin or bound choices of the compiler. The file is missing, has no such function, or raised an exception; the
+diagnostic points at the line.
+""",
+        wrong="splits = 2",
+        right="""
+def schedule(s):
+    s.op("o_proj", splits=2)
+""",
+    ),
+    "TC0711": Entry(
+        title="unknown name in a schedule",
+        explanation="""
+A request names an op, a hand-off, a ring or a choice that does not exist. Ops are called by their label
+("o_proj", in every layer), by their full name ("layers.3.o_proj") or "*"; `tilecc compile --to tiles` prints
+them. The note lists what exists.
+""",
+        wrong='s.op("o_prj", split=2)',
+        right='s.op("o_proj", splits=2)',
+    ),
+    "TC0712": Entry(
+        title="contradictory requests",
+        explanation="""
+Two requests of a schedule exclude each other: the same choice is given two values, or two choices that are
+each legal are not legal together (a stage of the weight ring holds a limited number of blocks). Both lines
+are shown; the help says what is left when one of them stays.
+""",
+        wrong="""
+s.op("head", group=8)
+s.op("head", group=4)
+""",
+        right='s.op("head", group=4)',
+    ),
+    "TC0713": Entry(
+        title="request of a schedule is not legal",
+        explanation="""
+A schedule chooses among what is legal; it cannot make the kernel wrong or exceed a limit of the target. The
+help lists the legal values for this program, the note says why the one asked for is not among them.
+""",
+        wrong='s.edge("qkv", "attention", kind="mbarrier")',
+        right='s.edge("qkv", "attention", kind="counter")',
+    ),
+    "TC0714": Entry(
+        title="request of a schedule that nothing asks for",
+        explanation="""
+The thing exists, but this program makes no such choice for it: an op without a K split has no `splits`, and
+instances of one label share their rotation. A request without effect is an error, since it looks as if it had
+one.
+""",
+        wrong='s.op("embed", splits=2)',
+        right='s.op("o_proj", splits=2)',
+    ),
+    "TC0715": Entry(
+        title="schedule for another target",
+        explanation="""
+The schedule file says by `s.only_for(...)` which targets it was written for, and the compilation is for
+another one.
+""",
+        wrong="tilecc compile MODEL --target sm_90a --schedule schedules/mimo_v25_pro_8xb200.py",
+        right="tilecc compile MODEL --target sm_100a --schedule schedules/mimo_v25_pro_8xb200.py",
+    ),
 }

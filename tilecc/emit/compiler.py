@@ -30,7 +30,8 @@ from tilecc.ir.verify import expect
 from tilecc.package import ImageEntry, Manifest, Region, text_digest
 from tilecc.package.manifest import KvFormat
 from tilecc.passes.context import Decision, PassContext
-from tilecc.passes.pipeline import FUSE, PROGRAM, SHARD, TILE_PASSES
+from tilecc.passes.pipeline import PROGRAM, SHARD, lower_to_tiles
+from tilecc.passes.schedule_file import load_schedule
 from tilecc.passes.tile import MAX_GRID
 from tilecc.target import find_target
 from tilecc.weights.layout import lay_out, matrix_entry, vector_entry
@@ -62,13 +63,15 @@ def compile_model(
     ranks: int = 1,
     stop_after: str | None = None,
     kv: str = "bf16",
+    schedule: Path | None = None,
 ) -> CompileResult:
     """Compile a model file into the package directory `out`, which appears whole or not at all.
 
     `max_context` in positions, `max_seqs` in sequences, `grid` the default number of CTAs (one per SM), `kv`
-    the format of the KV cache: bf16, or fp8 (e4m3 with scale 1). With `stop_after` (a name of PHASES) the
+    the format of the KV cache: bf16, or fp8 (e4m3 with scale 1). `schedule` is a file of the user's requests
+    to the passes (tilecc.schedules). With `stop_after` (a name of PHASES) the
     texts made so far are returned and nothing is written. Raises TileccError for the user's errors: TC01xx
-    model file, TC02xx lowering, TC07xx target and options.
+    model file, TC02xx lowering, TC07xx target, options and schedule.
     """
     from tilecc.trace.capture import trace_model
 
@@ -93,7 +96,10 @@ def compile_model(
             help=nearest(kv, KV_FORMATS),
         )
     check_output(out)
-    ctx = PassContext(machine, max_context, max_seqs, ranks)
+    asked = load_schedule(
+        schedule, machine, ranks=ranks, max_context=max_context, max_seqs=max_seqs
+    ) if schedule is not None else None  # fmt: skip
+    ctx = PassContext(machine, max_context, max_seqs, ranks, asked)
     seconds: dict[str, float] = {}
     texts: dict[str, str] = {}
 
@@ -112,10 +118,7 @@ def compile_model(
     if stop_after == "shard":
         return result()
     with _timed(seconds, "tiles"):
-        tiles = FUSE(graph, ctx)
-        for tile_pass in TILE_PASSES:
-            tiles = tile_pass(tiles, ctx)
-        expect(tiles, TILE_RULES, "tiles")
+        tiles = expect(lower_to_tiles(graph, ctx), TILE_RULES, "tiles")
         texts["10-tiles.txt"] = tiles.to_text()
     if stop_after == "tiles":
         return result()

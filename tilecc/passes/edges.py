@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 
 from tilecc.ir.tile import Access, HandOff, HandOffKind, Space, TileGraph, TileOp
-from tilecc.passes.context import PassContext
+from tilecc.passes.context import PassContext, edge_subject
 from tilecc.target import show
 
 
@@ -108,20 +108,24 @@ def _hand_off(
     spaces: dict[str, Space],
     ctx: PassContext,
 ) -> HandOff:
-    target = ctx.target
+    target, names = ctx.target, ", ".join(buffers)
+    far = f"tiles of {source.label} lie on all CTAs"
     if all(spaces[b] is Space.PEER for b in buffers):
-        kind = HandOffKind.PEER_FLAG
-        cost = show(target.peer_hand_off, "s")
-        reason = f"{source.label} of every rank writes {', '.join(buffers)}: pushed words as flags, {cost}"
+        legal = {HandOffKind.PEER_FLAG: target.peer_hand_off}
+        reason = f"{source.label} of every rank writes {names}: pushed words as flags"
+        why_not = f"{names} is written by other ranks"
     elif _in_cta(buffers, spaces):
-        kind = HandOffKind.MBARRIER
-        cost = show(target.mbarrier_hand_off, "s")
-        reason = f"every CTA recomputes {', '.join(buffers)}: same-CTA mbarrier, {cost}"
+        legal = {HandOffKind.MBARRIER: target.mbarrier_hand_off}
+        reason = f"every CTA recomputes {names}: same-CTA mbarrier"
+        why_not = f"every CTA has {names} of its own"
     else:
-        kind = HandOffKind.COUNTER
-        reason = (
-            f"tiles of {source.label} lie on all CTAs, so a same-CTA mbarrier is not legal: epoch counter, "
-            f"{show(target.counter_hand_off, 's')}"
-        )
-    ctx.decide("edges", f"{source.label} -> {op.label}", kind.name.lower(), reason)
-    return HandOff(source.name, kind, buffers, reason, previous)
+        legal = {HandOffKind.COUNTER: target.counter_hand_off}
+        reason = f"{far}, so a same-CTA mbarrier is not legal: epoch counter"
+        why_not = far
+    reason = f"{reason}, {show(min(legal.values()), 's')}"
+    chosen = ctx.choose(
+        "edges", edge_subject(source, op), [{"kind": kind.name.lower()} for kind in legal],
+        cost=lambda c: legal[HandOffKind[str(c["kind"]).upper()]], unit="s", reason=reason,
+        refused=[({"kind": kind.name.lower()}, why_not) for kind in HandOffKind if kind not in legal],
+    )  # fmt: skip
+    return HandOff(source.name, HandOffKind[str(chosen["kind"]).upper()], buffers, reason, previous)

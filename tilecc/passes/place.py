@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 
 from tilecc.ir.tile import TileGraph
-from tilecc.passes.context import PassContext
+from tilecc.passes.context import PassContext, Subject
+from tilecc.passes.tile import MAX_GRID
 
 
 def place(graph: TileGraph, ctx: PassContext) -> TileGraph:
@@ -18,7 +19,15 @@ def place(graph: TileGraph, ctx: PassContext) -> TileGraph:
     dealt = 0
     for op in graph.ops:
         if op.label not in rotations:
-            rotations[op.label] = dealt
+            chosen = ctx.choose(
+                "place",
+                Subject("op", (op.label,)),
+                [{"rotation": n} for n in range(max(MAX_GRID, dealt + 1))],
+                default={"rotation": dealt},
+                reason="where the op before stopped dealing",
+                log=False,
+            )
+            rotations[op.label] = int(chosen["rotation"])
             dealt += op.tiles["tasks"]
     ctx.decide(
         "place",

@@ -10,7 +10,7 @@ import dataclasses
 from tilecc.diag import error
 from tilecc.ir.attention import exchange_bytes, key_bytes, query_bytes, value_bytes
 from tilecc.ir.tile import RingSpec, TileGraph, warps_along_k
-from tilecc.passes.context import PassContext
+from tilecc.passes.context import PassContext, ring_subject
 from tilecc.passes.tile import ceil_div
 from tilecc.target import show
 from tilecc.weights.layout import BLOCK_BYTES
@@ -20,6 +20,7 @@ MIN_ACTIVATION_SLOTS = 3
 EXCHANGE_SLOTS = 2
 MAX_WEIGHT_STAGES = 8
 MIN_WEIGHT_STAGES = 3
+SLOT_STEP = 1024
 RING_BYTES = 96 * 1024
 """Weights requested and not yet read that keep the memory system busy; activations give way to them."""
 FIXED_BYTES = 4096
@@ -62,13 +63,19 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
             f" exchange {EXCHANGE_SLOTS} x {exchange} B, one weight stage {stage} B",
             help="use smaller attention heads",
         )
-    ctx.decide(
-        "rings",
-        "weight ring",
-        f"{stages} stages of {stage} B",
+    in_flight = (
         f"{stages * stage // 1024} KiB in flight per SM; the memory system needs "
-        f"{show(ctx.target.in_flight, 'B')}",
+        f"{show(ctx.target.in_flight, 'B')}"
     )
+    left = room - MIN_ACTIVATION_SLOTS * activation
+    shape = _shape("weights", (stages, stage), MIN_WEIGHT_STAGES, MAX_WEIGHT_STAGES, left, in_flight, ctx)
+    stages, stage = shape
+    left = room - stages * stage
+    wanted_slots = max(MIN_ACTIVATION_SLOTS, min(slots, left // activation))
+    slots, activation = _shape(
+        "activations", (wanted_slots, activation), MIN_ACTIVATION_SLOTS, MAX_ACTIVATION_SLOTS, left,
+        "what the weight ring leaves", ctx,
+    )  # fmt: skip
     return dataclasses.replace(
         graph,
         rings=(
@@ -77,3 +84,19 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
             RingSpec("exchange", EXCHANGE_SLOTS, exchange),
         ),
     )
+
+
+def _shape(
+    name: str, wanted: tuple[int, int], fewest: int, most: int, room: int, reason: str, ctx: PassContext
+) -> tuple[int, int]:
+    """Slots of a ring and bytes of one: as `wanted`, unless the schedule says otherwise, within `room`. Slots
+    may be larger than the ops need."""
+    slots, need = wanted
+    sizes = [need, *range(ceil_div(need + 1, SLOT_STEP) * SLOT_STEP, room // fewest + 1, SLOT_STEP)]
+    chosen = ctx.choose(
+        "rings", ring_subject(name),
+        [{"depth": n, "slot_bytes": b} for b in sizes for n in range(fewest, min(most, room // b) + 1)],
+        default={"depth": slots, "slot_bytes": need}, reason=reason,
+        words=lambda c: f"{c['depth']} stages of {c['slot_bytes']} B",
+    )  # fmt: skip
+    return int(chosen["depth"]), int(chosen["slot_bytes"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from tilecc.ir.tile import RoleSpec, TileGraph
-from tilecc.passes.context import PassContext
+from tilecc.passes.context import ROLES_SUBJECT, PassContext
 
 ROLES = (
     RoleSpec("loader", 0, 1),
@@ -28,7 +28,7 @@ def roles(graph: TileGraph, ctx: PassContext) -> TileGraph:
         "launch bounds, no setmaxnreg",
         f"{threads} threads may have {budget} registers each",
     )
-    ctx.decide(
-        "roles", "warp roles", ", ".join(f"{r.warps} {r.name}" for r in ROLES), "fixed set of this version"
+    ctx.choose(
+        "roles", ROLES_SUBJECT, [{r.name: r.warps for r in ROLES}], reason="fixed set of this version"
     )
     return dataclasses.replace(graph, roles=ROLES)

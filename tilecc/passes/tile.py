@@ -25,7 +25,7 @@ from tilecc.ir.attention import (
     window_turns,
 )
 from tilecc.ir.tile import Access, Buffer, Space, TileGraph, TileOp, Weight
-from tilecc.passes.context import PassContext
+from tilecc.passes.context import Choice, PassContext, Subject, op_subject
 from tilecc.weights.layout import BLOCK_BYTES
 
 ROWS = 8
@@ -179,16 +179,25 @@ class _Tiler:
         activations, that the busiest CTA fetches. What is left of the stage goes to K blocks and, for the
         down projection, to experts.
         """
-        budget = STAGE_BLOCKS[self.matrix(op).format]
-        down = op.kind == "experts_down"
+        format = self.matrix(op).format
         blocks = self.split_blocks(op, splits)
-        group = min(self.groups(op, tiles), key=lambda g: self.bytes_per_cta(op, tiles, splits, slots, g))
-        chunk = min(MAX_CHUNK, max(1, budget // group), blocks)
-        experts = 1
-        if down and chunk == blocks:
-            owned = ceil_div(self.matrix(op).experts, splits)
-            experts = max(1, min(budget // (group * chunk), MAX_CHUNK // chunk, owned))
-        return group, chunk, experts
+        owned = ceil_div(self.matrix(op).experts, splits) if op.kind == "experts_down" else 1
+        candidates: list[Choice] = [
+            {"group": g, "chunk": c, "experts": e, "stage_bytes": g * c * e * BLOCK_BYTES[format]}
+            for g in self.groups(op, tiles)
+            for c in range(min(MAX_CHUNK, max(1, STAGE_BLOCKS[format] // g), blocks), 0, -1)
+            for e in range(self.stage_experts(format, g, c, owned if c == blocks else 1), 0, -1)
+        ]
+        chosen = self.ctx.choose(
+            "tile", op_subject(op), candidates, about="stage", unit="B",
+            cost=lambda c: self.bytes_per_cta(op, tiles, splits, slots, int(c["group"])),
+            reason="weights and activations that the busiest CTA fetches; then the fullest stage",
+        )  # fmt: skip
+        return int(chosen["group"]), int(chosen["chunk"]), int(chosen["experts"])
+
+    def stage_experts(self, format: str, group: int, chunk: int, owned: int) -> int:
+        """Experts that fit one stage beside each other."""
+        return max(1, min(STAGE_BLOCKS[format] // (group * chunk), MAX_CHUNK // chunk, owned))
 
     def groups(self, op: TileOp, tiles: int) -> list[int]:
         """Legal numbers of m16 tiles in a group, the largest first: it wins when two cost the same."""
@@ -218,21 +227,21 @@ class _Tiler:
         most = weight.experts if op.kind == "experts_down" else ceil_div(weight.cols, BLOCK_COLS)
         tiles, sms = ceil_div(weight.rows, TILE_ROWS), self.ctx.target.sms
         if "ranks" in op.attrs:
-            self.ctx.decide(
-                "tile", op.label, "no K split",
-                f"the ranks split K already; {tiles} m16 tiles push their terms themselves",
-            )  # fmt: skip
+            why = f"the ranks split K already; {tiles} m16 tiles push their terms themselves"
+            self.ctx.choose(
+                "tile", op_subject(op), [{"splits": 1}], reason=why, words=lambda c: "no K split"
+            )
             return 1
 
         def cost(splits: int) -> int:
             return min(self.bytes_per_cta(op, tiles, splits, 1, g) for g in self.groups(op, tiles))
 
-        splits = min(range(1, min(most, MAX_SPLITS) + 1), key=cost)
-        self.ctx.decide(
-            "tile", op.label, f"{splits} K splits",
-            f"{tiles} m16 tiles for {sms} SMs; partials are added in split order",
+        chosen = self.ctx.choose(
+            "tile", op_subject(op), [{"splits": n} for n in range(1, min(most, MAX_SPLITS) + 1)],
+            cost=lambda c: cost(int(c["splits"])), unit="B", words=lambda c: f"{c['splits']} K splits",
+            reason=f"{tiles} m16 tiles for {sms} SMs; partials are added in split order",
         )  # fmt: skip
-        return splits
+        return int(chosen["splits"])
 
     def make(self, op: TileOp, tiles: dict[str, int], reads: list[Access], writes: list[Access]) -> TileOp:
         return dataclasses.replace(op, tiles=tiles, reads=tuple(reads), writes=tuple(writes))
@@ -314,15 +323,17 @@ class _Tiler:
         tasks = ceil_div(ROWS, CONSUMERS) * int(op.attrs["kv_heads"])
         chunks = ceil_div(ceil_div(self.graph.max_context, KV_BLOCK), CHUNK_BLOCKS)
         wanted = 1 << (max(2, min(MAX_CONTEXT_SPLITS, self.ctx.target.sms // tasks)).bit_length() - 1)
-        splits = max(2, min(wanted, chunks))
-        self.ctx.decide(
+        chosen = self.ctx.choose(
             "tile",
-            "attention splits",
-            f"{splits} for global layers",
-            f"constant of the Program: {tasks} tasks per split of a full step for {self.ctx.target.sms} SMs,"
-            f" {chunks} chunks of {CHUNK_BLOCKS * KV_BLOCK} positions",
+            Subject("op", tuple(dict.fromkeys((f"layers.{op.layer}.attention", "attention")))),
+            [{"splits": n} for n in range(2, max(2, min(MAX_CONTEXT_SPLITS, chunks)) + 1)],
+            default={"splits": max(2, min(wanted, chunks))},
+            about="splits",
+            words=lambda c: f"{c['splits']} for global layers",
+            reason=f"constant of the Program: {tasks} tasks per split of a full step for"
+            f" {self.ctx.target.sms} SMs, {chunks} chunks of {CHUNK_BLOCKS * KV_BLOCK} positions",
         )
-        return splits
+        return int(chosen["splits"])
 
     def split_out(self, op: TileOp) -> Access:
         kv_heads, width = int(op.attrs["kv_heads"]), partial_bytes(int(op.attrs["v_head_dim"]))
