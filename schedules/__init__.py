@@ -1,7 +1,7 @@
 """Schedules: what a user pins or bounds of the compiler's choices, one Python file per model and machine.
 
 A file defines `schedule(s: Schedule) -> None` and is given to `tilecc compile --schedule FILE`. This module
-is the whole API; `tilecc passes --knobs` lists what can be chosen.
+is the whole API; `tilecc passes --choices` lists what can be chosen.
 """
 
 from tilecc.passes.schedule import (

@@ -1,7 +1,7 @@
 """A kernel with the sizes of one of eight ranks of MiMo-V2.5-Pro fits the register file: no stack, no spills.
 
-Sixteen query heads on one KV head (192 / 128), hidden size 6144, window 128, 384 experts of width 256; four layers
-that hold every kind of op. Weights stay on meta tensors: the kernel's text knows sizes, not values.
+Sixteen query heads on one KV head (192 / 128), hidden size 6144, window 128, 384 experts of width 256; four
+layers that hold every kind of op. Weights stay on meta tensors: the kernel's text knows sizes, not values.
 """
 
 from __future__ import annotations

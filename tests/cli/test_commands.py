@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,29 @@ def test_inspect(cli: Any, tiny_package: Path) -> None:
     decisions = json.loads(cli("inspect", tiny_package, "--as", "decisions", "--json").out)
     assert decisions and all(d["reason"] for d in decisions)
     assert decisions[0]["reason"] in cli("inspect", tiny_package, "--as", "decisions").out
+
+
+def test_inspect_decisions_of_one_op(cli: Any, tiny_package: Path) -> None:
+    """Each with what else was possible, what that would have cost, and why it is not legal."""
+    shown = cli("inspect", tiny_package, "--decisions", "--op", "layers.2.o_proj")
+    assert shown.code == 0
+    heads = [line for line in shown.out.splitlines() if line.startswith("[")]
+    assert all("o_proj" in line for line in heads) and len(heads) >= 3
+    assert re.search(r"^\[tile\] o_proj: 2 K splits  \d+ KiB$", shown.out, re.M), shown.out
+    assert re.search(r"^    or 1 K splits  \d+ KiB$", shown.out, re.M), shown.out
+    assert "or mbarrier  not legal: tiles of attention lie on all CTAs" in shown.out
+    found = json.loads(cli("inspect", tiny_package, "--decisions", "--op", "o_proj", "--json").out)
+    assert len(found) == len(heads) and found[0]["alternatives"][0]["cost"] >= found[0]["cost"]
+    everything = json.loads(cli("inspect", tiny_package, "--decisions", "--json").out)
+    assert len(everything) > len(found) and all(d in everything for d in found)
+    wrong = cli("inspect", tiny_package, "--decisions", "--op", "o_prj")
+    assert wrong.code == 2 and "did you mean `o_proj`?" in wrong.err
+    assert cli("inspect", tiny_package, "--op", "o_proj").code == 2
+
+
+def test_passes_lists_the_choices(cli: Any) -> None:
+    assert "splits" in cli("passes", "--choices").out
+    assert {c["of"] for c in json.loads(cli("passes", "--choices", "--json").out)} >= {"op", "edge", "ring"}
 
 
 def test_run_on_the_emulator_is_what_the_reference_says(cli: Any, tiny_package: Path, tmp_path: Path) -> None:

@@ -37,6 +37,12 @@ def inspect_command(
         str | None,
         typer.Option("--listing", help="With --sass-stats: print the loop of one op.", show_default=False),
     ] = None,
+    decisions: Annotated[
+        bool, typer.Option("--decisions", help="Print every choice: alternatives, costs, reason.")
+    ] = False,
+    op: Annotated[
+        str | None, typer.Option("--op", help="With --decisions: those about this op.", show_default=False)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the summary of a package, print one of its parts as text, or count its machine code."""
@@ -44,6 +50,16 @@ def inspect_command(
     from tilecc.package import Manifest
 
     manifest = Manifest.load(package)
+    if op is not None and not decisions:
+        raise error("TC0703", "`--op` goes with `--decisions`", help="add --decisions")
+    if decisions:
+        found = _about(manifest.decisions, op) if op is not None else manifest.decisions
+        if json:
+            emit_json(found)
+        else:
+            for d in found:
+                emit(_decision(d))
+        return
     if sass:
         from tilecc.cli.sass import show_sass
 
@@ -70,6 +86,42 @@ def inspect_command(
         emit_json({"file": str(file), "text": text})
     else:
         emit(text, end="" if text.endswith("\n") else "\n")
+
+
+def _about(decisions: list[dict[str, Any]], op: str) -> list[dict[str, Any]]:
+    """The decisions about an op (its label, or the name of one instance). Raises TileccError TC0703."""
+    from tilecc.diag.model import nearest
+
+    label = op.rpartition(".")[2]
+    found = [d for d in decisions if label in d["subject"].split()]
+    if not found:
+        known = sorted({word for d in decisions for word in d["subject"].split() if word != "->"})
+        raise error(
+            "TC0703",
+            f"no decision is about an op `{op}`",
+            note=f"decisions are about: {', '.join(known)}",
+            help=nearest(label, known),
+        )
+    return found
+
+
+def _decision(d: dict[str, Any]) -> str:
+    """A decision with its alternatives, one per line, the cheapest first."""
+    unit = d.get("unit", "")
+    head = f"[{d['pass_name']}] {d['subject']}: {d['choice']}{_cost(d.get('cost'), unit)}"
+    lines = [head, f"    {d['reason']}"]
+    if d.get("pinned"):
+        lines.append(f"    schedule: {d['pinned']}")
+    for other in d.get("alternatives", ()):
+        why = f"not legal: {other['why_not']}" if other["why_not"] else ""
+        lines.append(f"    or {other['choice']}{_cost(other['cost'], unit)}{why and '  ' + why}")
+    return "\n".join(lines)
+
+
+def _cost(cost: float | None, unit: str) -> str:
+    from tilecc.target import show
+
+    return "" if cost is None else f"  {show(cost, unit)}"
 
 
 def package_text(package: Path, file: Path) -> str:

@@ -10,9 +10,18 @@ import typer
 from tilecc.cli.console import emit, emit_json, table
 
 
-def passes_command(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the compiler passes in the order in which they run."""
+def passes_command(
+    choices: Annotated[
+        bool, typer.Option("--choices", help="List what a schedule can pin or bound instead.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the compiler passes in order, or the choices that they leave to a schedule."""
     from tilecc.passes.pipeline import PASSES
+
+    if choices:
+        _choices(json)
+        return
 
     rows = []
     for number, one in enumerate(PASSES, 1):
@@ -23,6 +32,20 @@ def passes_command(json: Annotated[bool, typer.Option("--json", help="Print JSON
         emit_json([{"order": int(n), "name": name, "doc": doc} for n, name, doc in rows])
     else:
         emit(table(rows))
+
+
+def _choices(json: bool) -> None:
+    from tilecc.passes.schedule import KNOBS
+
+    if json:
+        emit_json(
+            [
+                {"of": k.kind, "name": k.key, "pass": k.asked_by, "takes": k.takes.__name__, "doc": k.doc}
+                for k in KNOBS
+            ]
+        )
+    else:
+        emit(table([(k.kind, k.key, k.takes.__name__, k.asked_by, k.doc) for k in KNOBS]))
 
 
 def _summary(doc: str) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tilecc.diag import Diagnostic, TileccError
 from tilecc.diag.model import nearest
@@ -289,8 +290,9 @@ def legal_values(candidates: Sequence[Choice], key: str) -> str:
 
 
 def pinned_by(requests: Sequence[Request]) -> str:
-    """The places of requests, with the users' reasons."""
-    return "; ".join(f"{r.span.file}:{r.span.line} {r}" + (f": {r.why}" if r.why else "") for r in requests)
+    """The places of requests, with the users' reasons; no folder, since folders differ between machines."""
+    found = [(f"{Path(r.span.file).name}:{r.span.line} {r}", r.why) for r in requests]
+    return "; ".join(f"{place}: {why}" if why else place for place, why in found)
 
 
 def _distance(choice: Choice, wanted: Choice) -> int:

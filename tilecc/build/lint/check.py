@@ -43,7 +43,7 @@ _HELP = {
 
 
 def package_texts(package: Path, source: str) -> dict[Path, str]:
-    """The texts of a package that the rules apply to: the kernel and its headers, not the primitive headers."""
+    """The texts of a package that the rules apply to: kernel and headers, not the primitive headers."""
     return {path: path.read_text(encoding="utf-8", errors="replace") for path in text_files(package, source)}
 
 

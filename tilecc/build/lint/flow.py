@@ -1,8 +1,8 @@
-"""Rules about who calls a primitive, and in which order: elected lane (3), converged collectives (4), waits (5),
-proxy fences (6), bulk stores (7), wgmma accumulators (9).
+"""Rules about who calls a primitive, and in which order: elected lane (3), converged collectives (4), waits
+(5), proxy fences (6), bulk stores (7), wgmma accumulators (9).
 
-They see one function at a time: what a call in between does is not followed, and values read from memory count
-as equal in all lanes. The emulator's detectors decide the rest.
+They see one function at a time: what a call in between does is not followed, and values read from memory
+count as equal in all lanes. The emulator's detectors decide the rest.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def check_flow(source: Source) -> None:
         _check_accumulators(source, f)
 
 
-# ---- which lane ---------------------------------------------------------------------------------------------------
+# ---- which lane ------------------------------------------------------------------------------------------
 
 
 class Lanes:
@@ -60,9 +60,15 @@ class Lanes:
     def _assignment(self, begin: int, end: int, statement: int, first: bool) -> None:
         source = self.source
         equals = next((i for i in range(begin, end) if source.text(i) in _ASSIGN), None)
-        if equals is None or source.tokens[equals - 1].kind != "word" or source.text(equals - 2) in (".", "->"):
+        if (
+            equals is None
+            or source.tokens[equals - 1].kind != "word"
+            or source.text(equals - 2) in (".", "->")
+        ):
             return
-        declares = source.text(equals) == "=" and (equals - begin > 1 if first else source.tokens[statement].kind == "word")
+        declares = source.text(equals) == "=" and (
+            equals - begin > 1 if first else source.tokens[statement].kind == "word"
+        )
         self.events.setdefault(source.text(equals - 1), []).append(
             (end, declares, self.depends(equals + 1, end, end))
         )
@@ -150,7 +156,9 @@ def _check_converged(
     token = source.tokens[i]
     for control in controls:
         if _divergent(source, control, lanes):
-            source.report(4, f"`{name}` under a condition that depends on the lane: all 32 lanes must call it", token)
+            source.report(
+                4, f"`{name}` under a condition that depends on the lane: all 32 lanes must call it", token
+            )
             return
     # cond ? shfl(...) : x, and cond && shfl(...)
     start = max((begin for begin, end in f.statements if begin <= i < end), default=i)
@@ -164,7 +172,7 @@ def _check_converged(
             if lanes.depends(k, j, j):
                 source.report(4, f"`{name}` behind `{source.text(j)}` of a condition on the lane", token)
                 return
-    for begin, end in f.statements:
+    for begin, _ in f.statements:
         if begin >= i or source.text(begin) != "return":
             continue
         own = source.controls(f, begin)
@@ -185,11 +193,17 @@ def _check_elected(source: Source, i: int, name: str, controls: tuple[Control, .
                 other = True
             if word == "lane" and rest[:2] in (["!=", "0"], ["!=", "0u"]) and control.kind != "else":
                 other = True
-            if word == "elect" and ((k and words[k - 1] == "!") or _negated(words, k)) and control.kind == "if":
+            if (
+                word == "elect"
+                and ((k and words[k - 1] == "!") or _negated(words, k))
+                and control.kind == "if"
+            ):
                 other = True
         if other:
             source.report(
-                3, f"`{name}` acts in lane 0, but this branch leaves lane 0 out: the elected lane is lane 0", source.tokens[i]
+                3,
+                f"`{name}` acts in lane 0, but this branch leaves lane 0 out: the elected lane is lane 0",
+                source.tokens[i],
             )
             return
 
@@ -206,10 +220,12 @@ def _check_wait(source: Source, i: int, controls: tuple[Control, ...], lanes: La
     if loops and len(arguments) > 1:
         begin, end = arguments[1]
         if end - begin == 1 and source.tokens[begin].kind == "number":
-            source.report(5, "`mbar_wait` for a fixed parity in a loop: the phase follows the ring's counter", token)
+            source.report(
+                5, "`mbar_wait` for a fixed parity in a loop: the phase follows the ring's counter", token
+            )
 
 
-# ---- in which order -------------------------------------------------------------------------------------------------
+# ---- in which order --------------------------------------------------------------------------------------
 
 
 def _encloses(outer: tuple[Control, ...], inner: tuple[Control, ...]) -> bool:
@@ -217,22 +233,57 @@ def _encloses(outer: tuple[Control, ...], inner: tuple[Control, ...]) -> bool:
 
 
 def _check_order(source: Source, f: Function) -> None:
-    """Straight-line order within a function: an event counts for a later one whose branch contains its own."""
+    """Straight-line order within a function: an event counts for later ones whose branch contains its own."""
     calls = list(source.calls(*f.body))
     for n, (i, name) in enumerate(calls):
         controls = source.controls(f, i)
         later = [(j, other) for j, other in calls[n + 1 :] if _encloses(controls, source.controls(f, j))]
         single = any(_single(source, c.begin, c.end) for c in controls)
         if _STORE.match(name) and not single:
-            _follow(source, later, calls[n + 1 :], _PUBLISHING, _SYNC, 3, f"`{name}` by all lanes, then `{{}}` by lane 0, without syncwarp() between")
+            _follow(
+                source,
+                later,
+                calls[n + 1 :],
+                _PUBLISHING,
+                _SYNC,
+                3,
+                f"`{name}` by all lanes, then `{{}}` by lane 0, without syncwarp() between",
+            )
         if name.startswith("sts"):
-            _follow(source, later, calls[n + 1 :], _ASYNC_READ_SMEM, re.compile("fence_proxy_async"), 6, f"`{name}`, then `{{}}` reads shared memory through the async proxy: fence_proxy_async() is missing")
+            _follow(
+                source,
+                later,
+                calls[n + 1 :],
+                _ASYNC_READ_SMEM,
+                re.compile("fence_proxy_async"),
+                6,
+                f"`{name}`, then `{{}}` reads shared memory through the async proxy:"
+                " fence_proxy_async() is missing",
+            )
         if name == "wait_ge":
-            _follow(source, later, calls[n + 1 :], re.compile("bulk_g2s|tma_load"), re.compile("fence_proxy_async"), 6, "`wait_ge`, then `{}` reads what others wrote: fence_proxy_async() is missing")
+            _follow(
+                source,
+                later,
+                calls[n + 1 :],
+                re.compile("bulk_g2s|tma_load"),
+                re.compile("fence_proxy_async"),
+                6,
+                "`wait_ge`, then `{}` reads what others wrote: fence_proxy_async() is missing",
+            )
         if re.match("bulk_s2g|bulk_reduce|tma_store|tma_reduce", name):
-            _follow(source, later, calls[n + 1 :], _SIGNAL, re.compile("bulk_wait$"), 7, f"`{name}`, then `{{}}`: bulk_wait<0> (not _read) must come before the release")
+            _follow(
+                source,
+                later,
+                calls[n + 1 :],
+                _SIGNAL,
+                re.compile("bulk_wait$"),
+                7,
+                f"`{name}`, then `{{}}`: bulk_wait<0> (not _read) must come before the release",
+            )
             if not any(re.match("bulk_wait$|bulk_commit$", other) for _, other in calls[n + 1 :]):
-                source.report(7, f"`{name}` without bulk_commit and bulk_wait<0> in `{f.name}`", source.tokens[i])
+                source.report(
+                    7, f"`{name}` without bulk_commit and bulk_wait<0> in `{f.name}`", source.tokens[i]
+                )
 
 
 def _follow(
@@ -268,10 +319,16 @@ def _check_accumulators(source: Source, f: Function) -> None:
             begin, end = arguments[0]
             words = source.structure.words(begin, end)
             if not words or not words[0].isidentifier() or "*" in words or "(" in words:
-                source.report(9, f"`{name}`: the accumulators are a local array, named directly", source.tokens[i])
+                source.report(
+                    9, f"`{name}`: the accumulators are a local array, named directly", source.tokens[i]
+                )
             else:
                 pending[words[0]] = i
             inside = arguments[-1][1]
         elif i >= inside and source.text(i) in pending and source.text(i - 1) not in (".", "->", "::"):
-            source.report(9, f"`{source.text(i)}` is used while wgmma may still write it: wgmma_wait first", source.tokens[i])
+            source.report(
+                9,
+                f"`{source.text(i)}` is used while wgmma may still write it: wgmma_wait first",
+                source.tokens[i],
+            )
             pending.pop(source.text(i))

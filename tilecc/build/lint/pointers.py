@@ -1,7 +1,7 @@
 """Rule 1, second half: no raw dereference of a pointer into shared or global memory.
 
-A pointer may be dereferenced if it points to a local array: a parameter that every caller hands an array. What
-comes from a kernel parameter, a cast, or a function that returns an address does not.
+A pointer may be dereferenced if it points to a local array: a parameter that every caller hands an array.
+What comes from a kernel parameter, a cast, or a function that returns an address does not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from tilecc.build.lint.source import Source
 from tilecc.build.lint.structure import Function
 
 _CASTS = frozenset("reinterpret_cast const_cast static_cast".split())
-_BEFORE_UNARY = frozenset("( [ { , ; = += -= *= |= &= ^= return ? : && || ! == != < <= >= + - / % << }".split())
+_BEFORE_UNARY = frozenset(
+    "( [ { , ; = += -= *= |= &= ^= return ? : && || ! == != < <= >= + - / % << }".split()
+)
 
 
 @dataclass
@@ -72,7 +74,9 @@ def _collect(source: Source, known: Pointers) -> None:
         pointers = [source.text(i + 1) for i in range(begin, end - 1) if source.text(i) == "*"]
         known.fields.update(p for p in pointers if p.isidentifier())
         known.array_fields.update(
-            source.text(i) for i in range(begin, end) if source.tokens[i].kind == "word" and source.text(i + 1) == "["
+            source.text(i)
+            for i in range(begin, end)
+            if source.tokens[i].kind == "word" and source.text(i + 1) == "["
         )
     for f in s.functions:
         at = f.params[0] - 2  # the name
@@ -82,7 +86,9 @@ def _collect(source: Source, known: Pointers) -> None:
         used = {name for name, _ in _dereferenced(source, f)}
         origins = {name: source.text(i + 2) for name, i in _declared_pointers(source, *f.body)}
         used |= {origins[name] for name in used & origins.keys()}
-        hits = {positions[name] for name in used & positions.keys() if _parameters(source, f)[positions[name]][1]}
+        hits = {
+            positions[name] for name in used & positions.keys() if _parameters(source, f)[positions[name]][1]
+        }
         if hits:
             known.dereferenced.setdefault(f.name, set()).update(hits)
 
@@ -139,7 +145,9 @@ def _check_function(source: Source, f: Function, known: Pointers) -> set[str]:
         subscripted = source.text(i + 1) == "[" or source.text(i + 1) == "->"
         if text in known.fields and source.text(i - 1) in (".", "->") and subscripted:
             if not _addresses(source, _chain_start(source, i)):
-                source.report(1, f"raw dereference of `{text}`, an address of global memory", source.tokens[i])
+                source.report(
+                    1, f"raw dereference of `{text}`, an address of global memory", source.tokens[i]
+                )
         elif text == ")" and subscripted and i in partner:
             opening = partner[i]
             callee = source.text(opening - 1)
@@ -156,7 +164,7 @@ def _check_function(source: Source, f: Function, known: Pointers) -> set[str]:
 
 
 def _check_star(source: Source, i: int, known: Pointers, held: set[str]) -> None:
-    """A unary star before a cast, a call or a member: ``*p.x``, ``*(p.x + 4)``, ``*reinterpret_cast<T*>(x)``."""
+    """A star before a cast, a call or a member: ``*p.x``, ``*(p.x + 4)``, ``*reinterpret_cast<T*>(x)``."""
     j = i + 1
     text = source.text(j)
     if text == "(" or text in _CASTS or source.text(j + 1) in (".", "->", "(", "::"):
@@ -198,7 +206,7 @@ def _chain_start(source: Source, i: int) -> int:
 
 
 def _addresses(source: Source, i: int) -> bool:
-    """True if the expression that starts at ``i`` only takes an address: ``&p.x[3]``, ``&c.state()->stop``."""
+    """True if the expression starting at ``i`` only takes an address: ``&p.x[3]``, ``&c.state()->stop``."""
     return source.text(i - 1) == "&" and (source.text(i - 2) in _BEFORE_UNARY or source.text(i - 2) == ">")
 
 
@@ -230,4 +238,6 @@ def _check_calls(source: Source, f: Function, known: Pointers, held: set[str]) -
         arguments = source.arguments(i)
         for n in known.dereferenced[name]:
             if n < len(arguments) and _mentions_address(source, *arguments[n], known, held):
-                source.report(1, f"`{name}` dereferences argument {n + 1}, which is an address", source.tokens[i])
+                source.report(
+                    1, f"`{name}` dereferences argument {n + 1}, which is an address", source.tokens[i]
+                )

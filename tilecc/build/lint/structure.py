@@ -1,6 +1,7 @@
 """Functions of a C++ text, and for each of their tokens the conditions and loops that control it.
 
-A recursive descent over statements, enough for device code: no exceptions, no K&R, no macros that open blocks.
+A recursive descent over statements, enough for device code: no exceptions, no K&R, no macros that open
+blocks.
 """
 
 from __future__ import annotations

@@ -10,14 +10,20 @@ from tilecc.build.lint.source import Source
 _ASM = frozenset("asm __asm __asm__".split())
 _CUDA_IDS = frozenset("threadIdx blockIdx blockDim gridDim warpSize".split())
 _RAW_MEMORY = frozenset(
-    "memcpy memset memmove __ldg __ldcg __ldca __ldcs __stcg __stcs __stwt atomicAdd atomicSub atomicMax atomicMin"
-    " atomicExch atomicCAS atomicAnd atomicOr atomicXor atomicInc atomicDec".split()
+    "memcpy memset memmove __ldg __ldcg __ldca __ldcs __stcg __stcs __stwt atomicAdd atomicSub atomicMax"
+    " atomicMin atomicExch atomicCAS atomicAnd atomicOr atomicXor atomicInc atomicDec".split()
 )
 _BUILTINS = re.compile(r"__builtin_(huge_valf?|inff?|nanf?|expect|unreachable|FILE|LINE)$")
-_COMPILER = frozenset("__CUDACC__ __cplusplus __VA_ARGS__ __LINE__ __FILE__ __COUNTER__ __has_include".split())
+_COMPILER = frozenset(
+    "__CUDACC__ __cplusplus __VA_ARGS__ __LINE__ __FILE__ __COUNTER__ __has_include".split()
+)
 _CLOCKS = frozenset("clock clock64 global_timer globaltimer chrono clock_gettime gettimeofday rdtsc".split())
-_QUALIFIERS = frozenset("__global__ __device__ __host__ __forceinline__ __noinline__ __launch_bounds__".split())
-_HEADERS = re.compile(r"[<\"](cuda|cooperative_groups|cooperative_groups/|mma\.h|nv/|cub/|cute/|thrust/|cutlass/)")
+_QUALIFIERS = frozenset(
+    "__global__ __device__ __host__ __forceinline__ __noinline__ __launch_bounds__".split()
+)
+_HEADERS = re.compile(
+    r"[<\"](cuda|cooperative_groups|cooperative_groups/|mma\.h|nv/|cub/|cute/|thrust/|cutlass/)"
+)
 _DECODE = re.compile(r"decode|dequant|mxfp4|fp4|fp8|e2m1|e4m3|e5m2|e8m0|mma_pair", re.IGNORECASE)
 _FLUSHING = frozenset("exp2_ rcp_ rsqrt_ lg2_ exp2 rcp rsqrt tanh_".split())
 _LOADS = re.compile(r"(ld_acquire|ld_relaxed|ldg|lds|ldg_nc|ld_uniform)(_?\w*)$")
@@ -100,7 +106,11 @@ def _check_globals(source: Source) -> None:
         if not words or set(words) & _NOT_VARIABLES or "(" in head or words[0].startswith("TK_"):
             continue
         if source.tokens[begin].kind == "word" and len(head) >= 2 and "static" not in words:
-            source.report(8, f"`{head[-1]}` is a global variable: kernel state must not outlive the CTA", source.tokens[begin])
+            source.report(
+                8,
+                f"`{head[-1]}` is a global variable: kernel state must not outlive the CTA",
+                source.tokens[begin],
+            )
     for i, t in enumerate(source.tokens):
         if t.text not in ("static", "thread_local"):
             continue
@@ -123,9 +133,13 @@ def _check_waiting(source: Source) -> None:
             for loop in loops:
                 header = range(loop.begin, loop.end)
                 polls = i in header and loop.kind != "for"
-                polls = polls or (loop.kind == "for" and i in header and _in_condition(source, loop.begin, loop.end, i))
+                polls = polls or (
+                    loop.kind == "for" and i in header and _in_condition(source, loop.begin, loop.end, i)
+                )
                 endless = loop.kind == "for" and _condition(source, loop.begin, loop.end) == []
-                fresh = loop.kind != "for" and _assigned(source, i) & set(source.structure.words(loop.begin, loop.end))
+                fresh = loop.kind != "for" and _assigned(source, i) & set(
+                    source.structure.words(loop.begin, loop.end)
+                )
                 acquiring = name in ("ld_acquire", "ld_relaxed", "nanosleep") and loop.kind != "for"
                 if (polls or endless or fresh or acquiring) and loop.begin not in seen:
                     seen.add(loop.begin)
@@ -165,5 +179,7 @@ def _check_flushing(source: Source) -> None:
         for i, name in source.calls(*f.body):
             if name in _FLUSHING:
                 source.report(
-                    11, f"`{name}` in `{f.name}` flushes subnormal numbers, which decoded weights have", source.tokens[i]
+                    11,
+                    f"`{name}` in `{f.name}` flushes subnormal numbers, which decoded weights have",
+                    source.tokens[i],
                 )
