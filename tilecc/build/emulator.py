@@ -35,7 +35,9 @@ COMMON_FLAGS = (
 )
 OPTIMISE_FLAGS = ("-O2", "-fvect-cost-model=dynamic", "-march=native")
 FLAGS_VARIABLE = "TILECC_EMULATOR_FLAGS"
-"""Environment variable with further options of the host compiler, for sanitizers and coverage."""
+"""Environment variable with further options of the host compiler, for sanitizers."""
+KERNEL_FLAGS_VARIABLE = "TILECC_EMULATOR_KERNEL_FLAGS"
+"""The same for the kernel alone, without the emulator's runtime: for coverage."""
 
 
 def cache_dir() -> Path:
@@ -80,7 +82,8 @@ def build_emulator_kernel(
     runtime = _runtime_objects(include, tuple("-O3" if f == "-O2" else f for f in library_flags))
     # Reports name places relative to the package, wherever the library in the cache was first built from.
     folders = {str(source.parent): source.parent.name, str(include): include.name}
-    words = [*library_flags, compiler()[1], runtime[0].parent.name, *folders.values()]
+    kernel_flags = os.environ.get(KERNEL_FLAGS_VARIABLE, "").split()
+    words = [*library_flags, *kernel_flags, compiler()[1], runtime[0].parent.name, *folders.values()]
     key = _digest([source, *headers], words)
     out = cache_dir() / "emulator" / f"{name}-{key}.so"
     if out.exists():
@@ -89,7 +92,8 @@ def build_emulator_kernel(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".build-") as work:
         library = Path(work) / out.name
         # The dialect of the kernel is CUDA, but the host compiler must take it as C++.
-        command = [compiler()[0], *library_flags, f"-I{include}", "-shared", "-x", "c++", str(source)]
+        command = [compiler()[0], *library_flags, *kernel_flags, f"-I{include}", "-shared"]
+        command += ["-x", "c++", str(source)]
         command += [f"-fmacro-prefix-map={path}={name}" for path, name in folders.items()]
         command += ["-x", "none", *map(str, runtime), "-o", str(library)]
         _run(command, source)
