@@ -11,15 +11,17 @@ from tests.passes.test_shard import NET, chunked, sharded
 from tilecc.ir.tile import HandOffKind
 from tilecc.passes.pipeline import TILE_PASSES
 from tilecc.sim.costs import Costs, costs_of
-from tilecc.sim.lower import Scenario, SimOp, Wait, distinct_experts, lower
-from tilecc.sim.machine import Machine, simulate
+from tilecc.sim.loops import CODE
+from tilecc.sim.lower import Path, Scenario, SimOp, Wait, distinct_experts, lower
+from tilecc.sim.machine import Machine, machine_of, simulate
 from tilecc.target import find_target
 
 COSTS = costs_of(
     find_target("sm_90a"), hbm_rate=1e9, hbm_latency=1e-6, l2_latency=0.0, l2_rate_per_sm=1e18,
-    counter=5e-6, mbarrier=0.0, epilogue=0.0,
+    l2_stream=1e18, counter=5e-6, mbarrier=0.0, mbarrier_passed=0.0, copy=0.0, rstd=0.0, normalise=0.0,
+    epilogue=0.0,
 )  # fmt: skip
-"""1 byte per ns; consumers and activations cost nothing unless a test says so."""
+"""1 byte per ns; consumers, loaders and activations cost nothing unless a test says so."""
 
 IDEAL = Scenario(grid=4, loops="ideal")
 
@@ -54,10 +56,21 @@ def test_the_ring_hides_weights_behind_a_hand_off() -> None:
 
 
 def test_an_uneven_deal_costs_a_round() -> None:
-    even, uneven = [stream("a", 8, 1, 0, lanes=4000.0)], [stream("a", 9, 1, 0, lanes=4000.0)]
-    clock = dataclasses.replace(COSTS, lanes=1, clock=1e9)
-    assert run(even, costs=clock) == pytest.approx(8e-6 + 1e-6)
-    assert run(uneven, costs=clock) == pytest.approx(12e-6 + 1e-6)
+    # One lane per clock of 1 ns: a stage takes the instructions of its weights.
+    clock = dataclasses.replace(COSTS, issue=1, integer=1e9, scoreboard=0.0, clock=1e9)
+    scenario = dataclasses.replace(IDEAL, loops="sass")
+    stage = 4000 * CODE["bf16"].issue * 1e-9
+    for tasks, rounds in ((8, 2), (9, 3)):
+        ops = [stream("a", tasks, 1, 0, weights=4000.0, format="bf16")]
+        assert simulate(ops, Machine(8), clock, scenario).step == pytest.approx(rounds * stage + 1e-6)
+
+
+def test_more_consumer_warps_shorten_a_stage_until_they_share_a_bound() -> None:
+    scenario = dataclasses.replace(IDEAL, loops="sass")
+    ops = [stream("a", 4, 8, 0, weights=65536.0, format="mxfp4")]
+    costs = costs_of(find_target("sm_90a"), hbm_latency=0.0)
+    steps = [simulate(ops, Machine(8, consumers=n), costs, scenario).step for n in (4, 8, 16, 32)]
+    assert steps[0] > steps[1] > steps[2] == steps[3]
 
 
 def test_expert_weights_wait_for_their_addresses_and_dense_ones_do_not() -> None:
@@ -71,12 +84,32 @@ def test_expert_weights_wait_for_their_addresses_and_dense_ones_do_not() -> None
         50e-6 + 1e-6 + stream_time + max(5e-6, stream_time), rel=0.02
     )
     # With L2 prefetch the next layer's weights come while the expert list is unknown.
-    assert run(ops, costs=slow, l2_prefetch=1 << 20) == pytest.approx(50e-6 + stream_time + 6e-6, rel=0.02)
+    head = dataclasses.replace(stream("head", 4, 1, 1000), prefetch=(3,))
+    later = dataclasses.replace(next_layer, waits=(Wait(2, HandOffKind.COUNTER, False),))
+    up = dataclasses.replace(up, waits=(Wait(1, HandOffKind.MBARRIER, False),), route=1)
+    ops = [head, route, up, later]
+    assert run(ops, costs=slow) == pytest.approx(50e-6 + stream_time + 6e-6, rel=0.02)
+    without = 50e-6 + 1e-6 + stream_time + max(5e-6, stream_time)
+    assert run(ops, costs=slow, l2_prefetch=False) == pytest.approx(without, rel=0.02)
 
 
 def test_activations_limit_an_op_that_moves_more_of_them_than_of_weights() -> None:
     costs = dataclasses.replace(COSTS, l2_rate_per_sm=1e8)
-    assert run([stream("a", 4, 10, 10, act_bytes=100.0)], costs=costs) == pytest.approx(10e-6, rel=0.02)
+    ops = [stream("a", 4, 10, 10, act_bytes=100.0, path=Path.COPY)]
+    assert run(ops, costs=costs) == pytest.approx(10e-6, rel=0.02)
+
+
+@pytest.mark.parametrize(("path", "chunk"), [(Path.NORM, 2 * 2e-6), (Path.SCALE, 4 * 1e-6)])
+def test_activations_through_registers_pay_a_latency_per_turn(path: Path, chunk: float) -> None:
+    """Of 8 KiB: 32 steps of 256 B by 2 warps, 8 each in flight, are 2 turns; of 512 B, 4 in flight, 4."""
+    costs = dataclasses.replace(COSTS, l2_latency=1e-6, normalise=1e-6, hbm_latency=0.0)
+    ops = [stream("a", 4, 10, 0, act_bytes=8192.0, path=path)]
+    assert run(ops, costs=costs) == pytest.approx(10 * chunk)
+
+
+def test_a_loader_pays_for_each_copy() -> None:
+    costs = dataclasses.replace(COSTS, copy=1e-6, mbarrier_passed=0.5e-6)
+    assert run([stream("a", 4, 10, 0, copies=4)], costs=costs) == pytest.approx(10 * 4.5e-6, rel=0.1)
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
@@ -85,7 +118,7 @@ def test_a_whole_net_moves_its_bytes_and_beats_no_bound(ranks: int) -> None:
     scenario = Scenario(rows=4, active=4, context=64, grid=8)
     ops = lower(graph, scenario)
     costs = costs_of(find_target("sm_90a"))
-    result = simulate(ops, Machine(4), costs, scenario, (0, 7))
+    result = simulate(ops, machine_of(graph), costs, scenario, (0, 7), spans=True)
     floor = sum(result.hbm_bytes.values()) / costs.hbm_rate
     assert result.hbm_busy == pytest.approx(floor)
     assert result.step > floor
@@ -102,6 +135,9 @@ def test_a_whole_net_moves_its_bytes_and_beats_no_bound(ranks: int) -> None:
     assert result.step > longest
     assert all(done >= ready for ready, done in zip(result.ready, result.done, strict=True))
     assert sum(result.idle.values()) <= result.step
+    assert sum(result.starved.values()) <= result.step
+    for parts, ready, done in zip(result.parts, result.ready, result.done, strict=True):
+        assert parts.total() == pytest.approx(done - ready)
     spans = [s for s in result.spans if s.role == "consumer"]
     assert spans and all(s.end >= s.start >= 0 for s in spans)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,7 +40,9 @@ def simulate_command(
     loops: Annotated[
         str, typer.Option("--loops", help="sass: instruction counts of the main loops; ideal: never a limit.")
     ] = "sass",
-    l2_prefetch: Annotated[int, typer.Option("--l2-prefetch", help="KiB per SM ahead of the ring.")] = 0,
+    l2_prefetch: Annotated[
+        bool, typer.Option("--l2-prefetch/--no-l2-prefetch", help="The L2 prefetches of the program.")
+    ] = True,
     across_ops: Annotated[
         bool, typer.Option("--across-ops/--no-across-ops", help="The ring runs across operator boundaries.")
     ] = True,
@@ -56,7 +59,7 @@ def simulate_command(
     from tilecc.diag import error
     from tilecc.sim.costs import costs_of
     from tilecc.sim.lower import Scenario, distinct_experts, lower
-    from tilecc.sim.machine import Machine, simulate
+    from tilecc.sim.machine import machine_of, simulate
     from tilecc.sim.report import figures, text
     from tilecc.target import find_target
 
@@ -74,13 +77,12 @@ def simulate_command(
         grid or machine_table.sms,
         loops,
     )
-    slots = next(ring.slots for ring in graph.rings if ring.name == "weights")
-    machine = Machine(slots, l2_prefetch * 1024, across_ops)
+    machine = dataclasses.replace(machine_of(graph), across_ops=across_ops, l2_prefetch=l2_prefetch)
     costs = costs_of(machine_table)
     ops = lower(graph, scenario)
-    sample = (0, scenario.grid // 2, scenario.grid - 1) if timeline is not None else ()
+    sample = tuple(dict.fromkeys((0, scenario.grid // 2, scenario.grid - 1)))
     with status(f"simulating {graph.name}"):
-        result = simulate(ops, machine, costs, scenario, sample)
+        result = simulate(ops, machine, costs, scenario, sample, spans=timeline is not None)
     data = figures(graph.name, ops, machine, costs, scenario, result)
     if timeline is not None:
         from tilecc.sim.timeline import write_timeline

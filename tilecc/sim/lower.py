@@ -1,35 +1,49 @@
 """From a TileGraph to what the simulator runs: per op its tasks, the stages of a task, and what it waits for.
 
-Data-dependent extents get the values of a Scenario: rows, distinct experts, context length.
+Data-dependent extents get the values of a Scenario: rows, distinct experts, context length. Numbers of
+tasks, of blocks and of bytes follow templates/include/op_*.cuh.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 from dataclasses import dataclass
 
+from tilecc.ir.attention import CHUNK_BLOCKS, KV_BLOCK, block_bytes, window_blocks
 from tilecc.ir.tile import HandOffKind, TileGraph, TileOp
 from tilecc.ir.tile_rules import CHUNK_BYTES
 from tilecc.weights.layout import BLOCK_BYTES, BLOCK_COLS, TILE_ROWS
 
 BLOCK_WEIGHTS = TILE_ROWS * BLOCK_COLS
-KV_BLOCK = 16
-
-INSTRUCTIONS: dict[str, float] = {"bf16": 0.9, "fp8_block": 1.6, "mxfp4": 2.3, "f32": 4.0}
-"""Lane instructions per weight of the main loops: the bounds that they are built to (main loops, SASS)."""
+STEP_BYTES = 256
+"""Activations of 8 rows and 16 columns."""
+NORM_BATCH = 8
+"""k16 steps that one activation warp has in flight when it normalises (op_gemv.cuh)."""
+SCALE_TURNS = 4
+"""Turns of 512 bytes that the activation warps together have in flight when they scale a stored fragment."""
 
 
 @dataclass(frozen=True)
 class Scenario:
     """`active` distinct experts per layer (may be fractional: an average), `context` positions of each
-    row."""
+    row, all of one sequence."""
 
     rows: int = 8
     active: float = 59.5
     context: int = 4096
     grid: int = 132
     loops: str = "sass"
-    """"sass": the instruction counts above; "ideal": consumers never limit."""
+    """"sass": what the machine code of the main loops says (loops.py); "ideal": consumers never limit."""
+
+
+class Path(enum.Enum):
+    """How activations come into the ring."""
+
+    NONE = "none"
+    COPY = "copy"  # bulk copies, as many in flight as the ring has slots
+    NORM = "norm"  # through registers of the activation warps, normalised
+    SCALE = "scale"  # through registers, times 2^96
 
 
 @dataclass(frozen=True)
@@ -43,10 +57,13 @@ class Wait:
 
 @dataclass(frozen=True)
 class SimOp:
-    """`tasks` are dealt over the CTAs from `rotation`; each streams `stages` of `stage_bytes` weights and
-    `act_bytes` activations, and computes `lanes` lane instructions per stage. An op without stages takes
-    `seconds` after its inputs; `kv_bytes` of it come from HBM. `expert` weights have an address only once the
-    routing op `route` is done."""
+    """`tasks` are dealt over the CTAs from `rotation`; each streams `stages` of `stage_bytes` weights in
+    `copies` bulk copies and `act_bytes` activations, and multiplies `weights` weights per stage.
+
+    An op without stages takes its seconds after its inputs. Attention: `kv_bytes` come from HBM once for all
+    rows, a warp goes through `warp_blocks` blocks of a task, each of `block_bytes`. Merge and reduce: `terms`
+    are read per task. `expert` weights have an address only once the routing op `route` is done.
+    """
 
     name: str
     kind: str
@@ -57,19 +74,25 @@ class SimOp:
     rotation: int
     stages: float = 0.0
     stage_bytes: float = 0.0
+    copies: int = 1
     act_bytes: float = 0.0
-    lanes: float = 0.0
+    path: Path = Path.NONE
+    weights: float = 0.0
     route: int = -1
     kv_bytes: float = 0.0
+    warp_blocks: float = 0.0
+    block_bytes: float = 0.0
+    terms: int = 1
     format: str = ""
+    prefetch: tuple[int, ...] = ()
 
 
 def lower(graph: TileGraph, scenario: Scenario) -> list[SimOp]:
     """The ops of one step. Needs a graph after `rings`."""
     place = {op.name: i for i, op in enumerate(graph.ops)}
     weights = {w.name: w for w in graph.weights}
-    made: list[SimOp] = []
     consumers = next(role.warps for role in graph.roles if role.name == "consumer")
+    made: list[SimOp] = []
     route = -1
     for index, op in enumerate(graph.ops):
         waits = tuple(Wait(place[h.source], h.kind, h.previous_step) for h in op.hand_offs)
@@ -80,6 +103,11 @@ def lower(graph: TileGraph, scenario: Scenario) -> list[SimOp]:
             made.append(_gemv(base, op, weights[op.weights["matrix"]].format, scenario, route))
         elif op.kind == "attention":
             made.append(_attention(base, op, scenario, consumers))
+        elif op.kind == "attention_merge":
+            made.append(_merge(base, op, scenario))
+        elif op.kind == "reduce":
+            terms = int(op.attrs["ranks"]) if "ranks" in op.attrs else op.tiles["splits"]
+            made.append(dataclasses.replace(base, terms=terms))
         else:
             made.append(base)
     return made
@@ -97,34 +125,60 @@ def _gemv(base: SimOp, op: TileOp, format: str, scenario: Scenario, route: int) 
     chunk = min(t["chunk"], t["blocks"]) * t["slots"]
     # Tiles that do not fill the last group carry no bytes.
     tiles = t["tiles"] / -(-t["tiles"] // t["group"])
-    per_stage = tiles * chunk
+    whole = t["chunk"] == t["blocks"]
+    scaled = format in ("fp8_block", "mxfp4")
+    if op.attrs.get("source") == "norm":
+        path = Path.NORM
+    else:
+        path = Path.SCALE if scaled else Path.COPY
     return dataclasses.replace(
         base,
         tasks=tasks,
         stages=blocks / chunk,
-        stage_bytes=per_stage * BLOCK_BYTES[format],
+        stage_bytes=tiles * chunk * BLOCK_BYTES[format],
+        copies=t["slots"] if whole else t["group"],
         act_bytes=chunk * CHUNK_BYTES,
-        lanes=per_stage * BLOCK_WEIGHTS * (INSTRUCTIONS[format] if scenario.loops == "sass" else 0.0),
+        path=path,
+        weights=tiles * chunk * BLOCK_WEIGHTS,
         route=route if expert else -1,
         format=format,
     )
 
 
 def _attention(base: SimOp, op: TileOp, scenario: Scenario, consumers: int) -> SimOp:
+    """Sliding layer: a task is a row, its blocks are dealt over the warps. Global layer: a task is a split of
+    as many rows as there are consumer warps, and each warp goes through all blocks of the split for one
+    row."""
     a = op.attrs
     window, kv_heads = int(a["window"]), int(a["kv_heads"])
-    splits = op.tiles.get("splits", 1)
-    positions = min(scenario.context, window) if window else scenario.context
-    blocks = positions / KV_BLOCK + 1
-    per_block = (int(a["head_dim"]) + int(a["v_head_dim"])) * KV_BLOCK * 2
+    block = block_bytes(int(a["head_dim"]), int(a["v_head_dim"]), str(a["kv"]))
+    blocks = -(-scenario.context // KV_BLOCK)
+    if window:
+        blocks = min(blocks, window_blocks(window))
+        tasks, warp_blocks = scenario.rows * kv_heads, -(-blocks // consumers)
+    else:
+        chunks = -(-blocks // CHUNK_BLOCKS)
+        splits = min(op.tiles["splits"], chunks)
+        tasks = -(-scenario.rows // consumers) * splits * kv_heads
+        warp_blocks = -(-chunks // splits) * CHUNK_BLOCKS
     return dataclasses.replace(
         base,
-        # A task of a sliding layer is one row; one of a global layer has as many rows as there are consumers.
-        tasks=(scenario.rows if window else -(-scenario.rows // consumers) * splits) * kv_heads,
-        stages=0.0,
-        stage_bytes=0.0,
-        act_bytes=blocks / splits,
-        kv_bytes=blocks * per_block * kv_heads,
+        tasks=tasks,
+        kv_bytes=blocks * block * kv_heads,
+        warp_blocks=warp_blocks,
+        block_bytes=block,
+    )
+
+
+def _merge(base: SimOp, op: TileOp, scenario: Scenario) -> SimOp:
+    a = op.attrs
+    blocks = -(-scenario.context // KV_BLOCK)
+    chunks = -(-blocks // CHUNK_BLOCKS)
+    tiles = -(-int(a["v_head_dim"]) // 8)
+    return dataclasses.replace(
+        base,
+        tasks=scenario.rows * int(a["kv_heads"]) * tiles,
+        terms=min(op.tiles["splits"], chunks),
     )
 
 

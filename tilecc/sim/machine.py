@@ -1,11 +1,11 @@
-"""The discrete-event machine: one rank, G CTAs that share HBM, each with a weight ring, a consumer and a
-store role.
+"""The discrete-event machine: one rank, G CTAs that share HBM, each with a weight ring, an activation ring, a
+loader, consumers and a store role.
 
-A CTA streams the weight stages of all ops in program order. A stage is requested when the ring has a free
-slot (or, with L2 prefetch, when the look-ahead window reaches it and its address is known), lands when
-the shared HBM server has moved it, and is consumed when the op's inputs, its activations and the consumer
-are ready. An op is done when every CTA has finished its tasks; what waits for it starts a hand-off later.
-The other ranks are assumed to run alike.
+A CTA streams the weight stages of all ops in program order. A stage is requested when the loader is free and
+the ring has a slot, lands when the shared HBM server has moved it, and is consumed when the op's inputs, its
+activations and the consumers are ready. When an op has filled the ring, its loader asks for the weights of
+the ops in `SimOp.prefetch`, which then come from L2. An op is done when every CTA has finished its tasks;
+what waits for it starts a hand-off later. The other ranks are assumed to run alike.
 """
 
 from __future__ import annotations
@@ -14,23 +14,34 @@ import heapq
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
-from tilecc.ir.tile import HandOffKind
+from tilecc.ir.tile import TileGraph
 from tilecc.sim.costs import Costs
-from tilecc.sim.lower import Scenario, SimOp
+from tilecc.sim.loops import stage_seconds
+from tilecc.sim.lower import NORM_BATCH, SCALE_TURNS, STEP_BYTES, Path, Scenario, SimOp
 
-LOOK_AHEAD_OPS = 16
-"""Ops that the L2 prefetch looks past the one that the ring is filled from."""
+IN_FLIGHT = 64 * 1024
+"""Bytes requested and not landed that keep the memory system of Hopper busy (design, section 3)."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The part of a schedule that the simulator needs: ring slots, bytes that may be prefetched to L2 per
-    SM (0: no L2 prefetch), and whether the ring may hold stages of the next op before this one is
-    consumed."""
+    """The part of a schedule that the simulator needs: slots of the rings, warps of the roles, whether the
+    ring may hold stages of the next op before this one is consumed, and whether the L2 prefetches of the ops
+    take place."""
 
     ring_slots: int
-    l2_prefetch: int = 0
+    act_slots: int = 8
+    act_warps: int = 2
+    consumers: int = 4
     across_ops: bool = True
+    l2_prefetch: bool = True
+
+
+def machine_of(graph: TileGraph) -> Machine:
+    """The machine that a graph after `rings` describes."""
+    slots = {ring.name: ring.slots for ring in graph.rings}
+    warps = {role.name: role.warps for role in graph.roles}
+    return Machine(slots["weights"], slots["activations"], warps["activations"], warps["consumer"])
 
 
 @dataclass(frozen=True)
@@ -46,43 +57,76 @@ class Span:
 
 
 @dataclass
+class Parts:
+    """Where the time of an op went on the CTA that finished it last, seconds from its inputs being ready:
+    earlier ops of the CTA, waiting for activations, waiting for weights, multiplying, epilogue."""
+
+    earlier: float = 0.0
+    activations: float = 0.0
+    weights: float = 0.0
+    compute: float = 0.0
+    epilogue: float = 0.0
+
+    def total(self) -> float:
+        return self.earlier + self.activations + self.weights + self.compute + self.epilogue
+
+
+@dataclass
 class Result:
     """Times in seconds from the start of the step. Always modelled."""
 
     step: float = 0.0
     ready: list[float] = field(default_factory=list)
     done: list[float] = field(default_factory=list)
+    parts: list[Parts] = field(default_factory=list)
     hbm_bytes: dict[str, float] = field(default_factory=dict)
     hbm_busy: float = 0.0
     idle: dict[str, float] = field(default_factory=dict)
     starved: dict[str, float] = field(default_factory=dict)
-    """Time with less than 64 KiB requested and not landed on a sampled SM, by what it waited for."""
+    """Time of an average sampled SM with less than 64 KiB requested and not landed: "expert list" while the
+    list is not known and all that may be requested without it has been, else "other"."""
     spans: list[Span] = field(default_factory=list)
     traffic: list[tuple[float, float, float]] = field(default_factory=list)
     """(start, end, bytes) of HBM transfers, merged."""
 
 
 def simulate(
-    ops: list[SimOp], machine: Machine, costs: Costs, scenario: Scenario, sample: tuple[int, ...] = ()
+    ops: list[SimOp],
+    machine: Machine,
+    costs: Costs,
+    scenario: Scenario,
+    sample: tuple[int, ...] = (),
+    spans: bool = False,
 ) -> Result:
-    """Run one step. `sample` names CTAs whose spans are recorded."""
-    return _Run(ops, machine, costs, scenario, sample).run()
+    """Run one step. `sample` names the CTAs whose bytes in flight are followed, with `spans` all they do."""
+    return _Run(ops, machine, costs, scenario, sample, spans).run()
 
 
-IN_FLIGHT = 64 * 1024
+Cause = tuple[str, float, str]
+"""What a CTA that requests again had waited for: the first until a time, the second after it."""
 
 
 class _Run:
+    SLOT, KNOWN, KV, LOADER = 0, 1, 2, 3
+
     def __init__(
-        self, ops: list[SimOp], machine: Machine, costs: Costs, scenario: Scenario, sample: tuple[int, ...]
+        self,
+        ops: list[SimOp],
+        machine: Machine,
+        costs: Costs,
+        scenario: Scenario,
+        sample: tuple[int, ...],
+        spans: bool,
     ) -> None:
         self.ops, self.machine, self.costs, self.scenario = ops, machine, costs, scenario
-        self.grid = scenario.grid
-        self.result = Result()
-        self.sample = frozenset(sample)
+        self.grid = g = scenario.grid
+        self.result = Result(parts=[Parts() for _ in ops])
+        self.sample, self.spans = frozenset(sample), spans
         count = len(ops)
-        self.stages = [self._stages(op) for op in ops]
+        self.stages = [self.deal(op) for op in ops]
         self.busy_ctas = [sum(1 for n in row if n) for row in self.stages]
+        self.seconds = [self.stage_seconds(op) for op in ops]
+        self.fetch = [self.fetch_seconds(op) for op in ops]
         self.ready: list[float | None] = [None] * count
         self.done: list[float | None] = [None] * count
         self.users: list[list[int]] = [[] for _ in ops]
@@ -99,18 +143,27 @@ class _Run:
         self.hbm_free = 0.0
         self.events: list[tuple[float, int, int, int]] = []
         self.number = 0
-        g = self.grid
+        # Loaders
         self.free = [machine.ring_slots] * g
         self.issue_op, self.issue_k = [0] * g, [0] * g
+        self.loader = [0.0] * g
+        self.called = [False] * g
+        self.pending: list[deque[tuple[int, int]]] = [deque() for _ in range(g)]
+        self.ahead: list[dict[int, deque[float]]] = [defaultdict(deque) for _ in range(g)]
+        self.l2_free = [0.0] * g
+        # Consumers
         self.use_op, self.use_k = [0] * g, [0] * g
         self.landed: list[deque[float]] = [deque() for _ in range(g)]
         self.time = [0.0] * g
-        self.why = ["start"] * g
-        self.ahead: list[dict[int, deque[float]]] = [defaultdict(deque) for _ in range(g)]
-        self.ahead_bytes = [0.0] * g
-        self.flight: list[tuple[float, int]] = []
+        self.parts = [Parts() for _ in range(g)]
+        self.why: list[Cause] = [("start", 0.0, "start")] * g
+        self.act_end = [0.0] * g
+        self.act_slots: list[deque[float]] = [deque([0.0] * machine.act_slots) for _ in range(g)]
+        # Bytes in flight of the sampled CTAs: (time, change); whether only the expert list holds them back.
+        self.flight: dict[int, list[tuple[float, float]]] = {c: [] for c in self.sample}
+        self.held: dict[int, list[tuple[float, bool]]] = {c: [] for c in self.sample}
 
-    def _stages(self, op: SimOp) -> list[int]:
+    def deal(self, op: SimOp) -> list[int]:
         """Stages of each CTA: tasks dealt in turn from the rotation."""
         tasks, g = round(op.tasks), self.grid
         if not op.stages:
@@ -124,30 +177,27 @@ class _Run:
         self.number += 1
         heapq.heappush(self.events, (time, self.number, kind, which))
 
-    SLOT, KNOWN, KV = 0, 1, 2
-
     def run(self) -> Result:
         for i in range(len(self.ops)):
             if not self.missing[i]:
                 self.set_ready(i, 0.0)
         for c in range(self.grid):
-            self.at(0.0, self.SLOT, -c - 1)
+            self.call(c, 0.0)
         while self.events:
             time, _, kind, which = heapq.heappop(self.events)
             if kind == self.SLOT:
-                c = which
-                if c < 0:
-                    c = -c - 1
-                else:
-                    self.free[c] += 1
-                self.issue(c, time)
+                self.free[which] += 1
+                self.call(which, time)
+            elif kind == self.LOADER:
+                self.called[which] = False
+                self.issue(which, time)
             elif kind == self.KNOWN:
                 self.known.add(which)
                 for c in range(self.grid):
-                    self.why[c] = "the expert list"
-                    self.issue(c, time)
+                    self.why[c] = ("the expert list", time, "the expert list")
+                    self.call(c, time)
             else:
-                self.hbm(time, self.ops[which].kv_bytes, "kv", "attention inputs")
+                self.hbm(time, self.ops[which].kv_bytes, "kv", ("attention inputs", time, "attention inputs"))
         missing = [op.name for op, done in zip(self.ops, self.done, strict=True) if done is None]
         assert not missing, f"the step never finishes: {missing[:3]}"
         r = self.result
@@ -159,14 +209,14 @@ class _Run:
 
     # ---- HBM -----------------------------------------------------------------------------------------------
 
-    def hbm(self, time: float, nbytes: float, kind: str, why: str) -> float:
+    def hbm(self, time: float, nbytes: float, kind: str, why: Cause) -> float:
         """Queue a request; returns when its last byte has arrived."""
-        if time > self.hbm_free:
-            if self.hbm_free or why != "start":
-                self.result.idle[why] = self.result.idle.get(why, 0.0) + time - self.hbm_free
-            start = time
-        else:
-            start = self.hbm_free
+        start = max(time, self.hbm_free)
+        if time > self.hbm_free and (self.hbm_free or why[0] != "start"):
+            first = min(max(why[1] - self.hbm_free, 0.0), time - self.hbm_free)
+            for cause, seconds in ((why[0], first), (why[2], time - self.hbm_free - first)):
+                if seconds:
+                    self.result.idle[cause] = self.result.idle.get(cause, 0.0) + seconds
         seconds = nbytes / self.costs.hbm_rate
         self.hbm_free = start + seconds
         self.result.hbm_busy += seconds
@@ -178,73 +228,127 @@ class _Run:
             traffic.append((start, self.hbm_free, nbytes))
         return self.hbm_free + self.costs.hbm_latency
 
-    def addressable(self, op: SimOp) -> bool:
-        return op.route < 0 or op.route in self.known
+    # ---- loaders -------------------------------------------------------------------------------------------
+
+    def call(self, c: int, time: float) -> None:
+        """Let a loader look for work as soon as it is free."""
+        if not self.called[c]:
+            self.called[c] = True
+            self.at(max(time, self.loader[c]), self.LOADER, c)
 
     def issue(self, c: int, time: float) -> None:
-        """Request one stage of a CTA, for the ring or else to look ahead, and come back: CTAs that request at
-        one time take turns."""
-        i = self.next_stage(c, time) if self.free[c] > 0 else -1
-        if i >= 0:
+        """Request one stage of a CTA, for L2 or for the ring, and come back: CTAs that request at one time
+        take turns."""
+        i = self.next_stage(c, time)
+        if self.pending[c]:
+            self.request_ahead(c, time)
+        elif i >= 0 and self.free[c] > 0:
             self.request(c, i, time)
-        elif not self.look_ahead(c, time):
-            self.consume(c)
+        else:
+            if c in self.sample:
+                self.held[c].append((time, self.waits_for_list(c)))
             return
-        self.at(time, self.SLOT, -c - 1)
-        self.consume(c)
+        if c in self.sample:
+            self.held[c].append((time, False))
+        self.call(c, time)
+
+    def waits_for_list(self, c: int) -> bool:
+        """Whether the next expert op of a CTA has no addresses yet."""
+        for i in range(self.issue_op[c], len(self.ops)):
+            if self.ops[i].route >= 0:
+                return self.ops[i].route not in self.known
+        return False
 
     def next_stage(self, c: int, time: float) -> int:
         """The op of the next stage of the ring, -1 while its address is unknown or its op may not start."""
         while self.issue_op[c] < len(self.ops) and self.issue_k[c] >= self.stages[self.issue_op[c]][c]:
-            self.issue_op[c], self.issue_k[c] = self.issue_op[c] + 1, 0
+            i = self.issue_op[c]
+            if not self.stages[i][c]:
+                self.plan_ahead(c, i)
+            self.issue_op[c], self.issue_k[c] = i + 1, 0
         i = self.issue_op[c]
-        if i == len(self.ops) or not self.addressable(self.ops[i]):
+        if i == len(self.ops) or not (self.ops[i].route < 0 or self.ops[i].route in self.known):
             return -1
         inputs = self.ready[i]
         if self.machine.across_ops or (inputs is not None and inputs <= time):
             return i
         if inputs is not None:
-            self.at(inputs, self.SLOT, -c - 1)
+            self.call(c, inputs)
         elif c not in self.waiting[i]:
             self.waiting[i].append(c)
         return -1
 
+    def plan_ahead(self, c: int, i: int) -> None:
+        """What the loader asks for once op i has filled the ring, or has nothing to load."""
+        if self.machine.l2_prefetch:
+            for j in self.ops[i].prefetch:
+                done = self.issue_k[c] if j == i else 0
+                if self.stages[j][c] > done:
+                    self.pending[c].append((j, self.stages[j][c] - done))
+
+    def request_ahead(self, c: int, time: float) -> None:
+        j, left = self.pending[c].popleft()
+        op = self.ops[j]
+        land = self.hbm(time, op.stage_bytes, op.label, self.why[c])
+        self.ahead[c][j].append(land)
+        self.loader[c] = time + self.costs.copy
+        self.follow(c, j, time, land)
+        if left > 1:
+            self.pending[c].appendleft((j, left - 1))
+
     def request(self, c: int, i: int, time: float) -> None:
         op = self.ops[i]
+        self.loader[c] = time + self.costs.mbarrier_passed + op.copies * self.costs.copy
         ahead = self.ahead[c].get(i)
         if ahead:
-            land = max(ahead.popleft(), time) + self.costs.l2_latency
-            land += op.stage_bytes / self.costs.l2_rate_per_sm
-            self.ahead_bytes[c] -= op.stage_bytes
+            begin = max(ahead.popleft(), time + self.costs.l2_latency, self.l2_free[c])
+            land = begin + op.stage_bytes * self.grid / self.costs.l2_stream
+            self.l2_free[c] = land
         else:
             land = self.hbm(time, op.stage_bytes, op.label, self.why[c])
-        if c in self.sample:
-            self.flight.append((time, int(op.stage_bytes)))
-            self.flight.append((land, -int(op.stage_bytes)))
-            self.result.spans.append(Span(c, "loader", i, "load", time, land))
-        self.landed[c].append(land)
+            self.follow(c, i, time, land)
+        self.landed[c].append(max(land, self.loader[c] + self.costs.l2_latency))
         self.free[c] -= 1
         self.issue_k[c] += 1
+        if self.issue_k[c] == min(self.machine.ring_slots, self.stages[i][c]):
+            self.plan_ahead(c, i)
+        self.consume(c)
 
-    def look_ahead(self, c: int, time: float) -> bool:
-        """Request a stage that the ring has no slot for yet into L2; skips unknown addresses."""
-        first = self.issue_op[c]
-        for i in range(first, min(first + LOOK_AHEAD_OPS, len(self.ops))):
-            op = self.ops[i]
-            if not op.stages or not self.addressable(op):
-                continue
-            if self.ahead_bytes[c] + op.stage_bytes > self.machine.l2_prefetch:
-                return False
-            have = self.ahead[c][i]
-            if self.stages[i][c] - len(have) - (self.issue_k[c] if i == first else 0) > 0:
-                have.append(self.hbm(time, op.stage_bytes, op.label, self.why[c]))
-                self.ahead_bytes[c] += op.stage_bytes
-                return True
-        return False
+    def follow(self, c: int, i: int, start: float, land: float) -> None:
+        if c in self.sample:
+            self.flight[c] += [(start, self.ops[i].stage_bytes), (land, -self.ops[i].stage_bytes)]
+            if self.spans:
+                self.result.spans.append(Span(c, "loader", i, "load", start, land))
 
     # ---- consumers -----------------------------------------------------------------------------------------
 
+    def stage_seconds(self, op: SimOp) -> float:
+        if not op.stages:
+            return 0.0
+        return stage_seconds(op.format, op.weights, self.machine.consumers, self.costs, self.scenario.loops)
+
+    def fetch_seconds(self, op: SimOp) -> tuple[float, float, float]:
+        """Activations of an op: seconds before its first chunk, of a chunk's latency, of a chunk's bytes."""
+        costs, warps = self.costs, self.machine.act_warps
+        if op.path is Path.COPY:
+            return 0.0, costs.l2_latency, costs.copy + op.act_bytes / costs.l2_rate_per_sm
+        if op.path is Path.NORM:
+            turns = -(-op.act_bytes / STEP_BYTES // (warps * NORM_BATCH))
+            return costs.rstd, 0.0, turns * (costs.l2_latency + costs.normalise)
+        if op.path is Path.SCALE:
+            return 0.0, 0.0, -(-op.act_bytes / 512 // SCALE_TURNS) * costs.l2_latency
+        return 0.0, 0.0, 0.0
+
+    def fetch_chunk(self, c: int, i: int, inputs: float) -> float:
+        """When the next activation chunk of a CTA is in the ring."""
+        first, latency, each = self.fetch[i]
+        begin = max(inputs + (first if self.use_k[c] == 0 else 0.0), self.act_slots[c].popleft())
+        land: float = max(begin + latency, self.act_end[c]) + each
+        self.act_end[c] = land
+        return land
+
     def consume(self, c: int) -> None:
+        """Multiply the stages whose inputs are known; times in the future are worked out ahead."""
         costs, landed = self.costs, self.landed[c]
         while landed:
             i = self.use_op[c]
@@ -257,30 +361,39 @@ class _Run:
                 if c not in self.waiting[i]:
                     self.waiting[i].append(c)
                 return
-            op = self.ops[i]
-            acts = inputs + costs.l2_latency + (self.use_k[c] + 1) * op.act_bytes / costs.l2_rate_per_sm
+            op, parts = self.ops[i], self.parts[c]
+            if self.use_k[c] == 0:
+                self.parts[c] = parts = Parts(earlier=max(0.0, self.time[c] - inputs))
+            acts = self.fetch_chunk(c, i, inputs)
             land = landed.popleft()
-            start = max(land, self.time[c], acts)
-            if start == land:
-                self.why[c] = "weights in flight"
-            elif start == acts:
-                self.why[c] = f"inputs of {op.label}" if not self.use_k[c] else "activations"
+            begin = max(self.time[c], inputs)
+            start = max(land, begin, acts)
+            if start == land and land > begin:
+                self.why[c] = (f"weights of {op.label}", start, "consumers")
+                parts.weights += start - begin
+            elif start > begin:
+                self.why[c] = (f"inputs of {op.label}", inputs, f"activations of {op.label}")
+                parts.activations += start - begin
             else:
-                self.why[c] = "consumers"
-            end = start + op.lanes / (costs.lanes * costs.clock)
-            if c in self.sample:
+                self.why[c] = ("consumers", start, "consumers")
+            end = start + self.seconds[i]
+            parts.compute += self.seconds[i]
+            if c in self.sample and self.spans:
                 if start > self.time[c]:
                     self.result.spans.append(Span(c, "consumer", i, "wait", self.time[c], start))
                 self.result.spans.append(Span(c, "consumer", i, "compute", start, end))
             self.time[c] = end
             self.use_k[c] += 1
+            self.act_slots[c].append(end + costs.mbarrier)
             self.at(end + costs.mbarrier, self.SLOT, c)
             if self.use_k[c] == count:
-                self.finish(i, end + costs.epilogue)
+                parts.epilogue = costs.epilogue
+                self.finish(c, i, end + costs.epilogue)
 
-    def finish(self, i: int, time: float) -> None:
+    def finish(self, c: int, i: int, time: float) -> None:
         self.finished[i] += 1
-        self.latest[i] = max(self.latest[i], time)
+        if time > self.latest[i]:
+            self.latest[i], self.result.parts[i] = time, self.parts[c]
         if self.finished[i] == self.busy_ctas[i]:
             self.set_done(i, self.latest[i])
 
@@ -294,11 +407,7 @@ class _Run:
                 self.set_ready(user, self.inputs_of(user))
 
     def inputs_of(self, i: int) -> float:
-        cost = {
-            HandOffKind.MBARRIER: self.costs.mbarrier,
-            HandOffKind.COUNTER: self.costs.counter,
-            HandOffKind.PEER_FLAG: self.costs.peer,
-        }
+        cost = self.costs.hand_off()
         times = [0.0]
         for wait in self.ops[i].waits:
             done = self.done[wait.op]
@@ -312,24 +421,29 @@ class _Run:
         if not self.busy_ctas[i]:
             if op.kv_bytes:
                 self.at(time, self.KV, i)
+            seconds = self.alone(op)
             if op.kind == "route":
-                self.at(time + self.seconds(op), self.KNOWN, i)
-            self.set_done(i, time + self.seconds(op))
+                self.at(time + seconds, self.KNOWN, i)
+            self.result.parts[i] = Parts(compute=seconds)
+            self.set_done(i, time + seconds)
             return
         for c in self.waiting.pop(i, []):
             if not self.machine.across_ops:
-                self.at(time, self.SLOT, -c - 1)
+                self.call(c, time)
             self.consume(c)
 
-    def seconds(self, op: SimOp) -> float:
+    def alone(self, op: SimOp) -> float:
         """Duration of an op without weight stages, of its busiest CTA."""
         costs = self.costs
         rounds = -(-round(op.tasks) // self.grid) if op.tasks else 1
         if op.kind == "attention":
-            # Blocks of one task are dealt over four consumer warps; the first has to arrive.
-            stream = op.kv_bytes / costs.hbm_rate
-            deep = rounds * -(-op.act_bytes // 4) * costs.attention_block
-            return costs.hbm_latency + max(stream, deep) + costs.epilogue
+            # Blocks come through the activation ring, keys and values in a slot each.
+            ahead = self.machine.act_slots * op.block_bytes / 2
+            load = op.block_bytes / min(costs.l2_rate_per_sm, ahead / costs.l2_latency)
+            deep = rounds * op.warp_blocks * max(costs.attention_block, load)
+            return costs.hbm_latency + max(op.kv_bytes / costs.hbm_rate, deep) + costs.epilogue
+        if op.kind == "attention_merge":
+            return rounds * -(-op.terms // 8) * costs.l2_latency + costs.epilogue
         if op.kind == "route":
             return costs.l2_latency + costs.route
         if op.kind == "commit":
@@ -340,10 +454,17 @@ class _Run:
 
     def measure_flight(self) -> None:
         """Time with less than 64 KiB in flight per sampled SM, from its requests and landings."""
-        level, last, starved = 0, 0.0, 0.0
-        for time, change in sorted(self.flight):
-            if level < IN_FLIGHT * len(self.sample):
-                starved += time - last
-            level, last = level + change, time
+        found = {"expert list": 0.0, "other": 0.0}
+        for c in self.sample:
+            level, held, last = 0.0, False, 0.0
+            marks = [(t, 0, change) for t, change in self.flight[c]] + [(t, 1, on) for t, on in self.held[c]]
+            for time, kind, value in sorted(marks, key=lambda m: (m[0], m[1])):
+                if level < IN_FLIGHT:
+                    found["expert list" if held else "other"] += (time - last) / len(self.sample)
+                last = time
+                if kind == 0:
+                    level += value
+                else:
+                    held = bool(value)
         if self.sample:
-            self.result.starved["all"] = starved
+            self.result.starved = found

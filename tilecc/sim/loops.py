@@ -1,0 +1,42 @@
+"""How long the consumers of a CTA take for one stage: what the machine code of the main loops says.
+
+Counts are those of tests/golden/sass (nvcc 13.0.88, sm_90a). Three bounds, the largest counts: issue slots
+and the integer pipe, which all warps share, and the time of one warp by itself, which more warps shorten. A
+warp alone pays the fixed stalls that the compiler wrote into the control codes, and every scoreboard wait in
+full: an upper bound, since instructions between a load and its use hide part of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilecc.sim.costs import Costs
+
+
+@dataclass(frozen=True)
+class LoopCode:
+    """Lane instructions per weight, all and of the integer pipe; per warp and weight the stall clocks and the
+    scoreboard waits."""
+
+    issue: float
+    integer: float
+    stalls: float
+    waits: float
+
+
+CODE: dict[str, LoopCode] = {
+    "bf16": LoopCode(0.625, 0.117, 293 / 4096, 19 / 4096),
+    "f32": LoopCode(6.938, 3.734, 816 / 2048, 28 / 2048),
+    "fp8_block": LoopCode(1.844, 1.266, 461 / 4096, 20 / 4096),
+    "mxfp4": LoopCode(2.094, 1.234, 423 / 4096, 21 / 4096),
+}
+
+
+def stage_seconds(format: str, weights: float, warps: int, costs: Costs, loops: str) -> float:
+    """Time of `warps` consumer warps for a stage of `weights` weights; 0 for loops "ideal"."""
+    if loops == "ideal":
+        return 0.0
+    code = CODE[format]
+    shared = weights * max(code.issue / costs.issue, code.integer / costs.integer)
+    alone = weights / warps * (code.stalls + code.waits * costs.scoreboard)
+    return max(shared, alone) / costs.clock + 2 * costs.mbarrier_passed
