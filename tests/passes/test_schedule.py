@@ -15,7 +15,9 @@ from tilecc.ir.tile import TileGraph
 from tilecc.ir.tile_rules import TILE_RULES
 from tilecc.ir.verify import expect
 from tilecc.passes.context import PassContext
+from tilecc.passes.draw import draw_schedule
 from tilecc.passes.pipeline import lower_to_tiles
+from tilecc.passes.schedule import allows
 from tilecc.passes.schedule_file import load_schedule
 from tilecc.schedules import KNOBS, Schedule, at_least, at_most, between, one_of
 from tilecc.target import find_target
@@ -190,3 +192,22 @@ def test_bounds() -> None:
 def test_every_knob_says_what_it_is() -> None:
     assert len({(k.kind, k.key) for k in KNOBS}) == len(KNOBS)
     assert all(k.doc and not k.doc.endswith(".") for k in KNOBS)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_drawn_schedules_are_legal(seed: int, tmp_path: Path) -> None:
+    """A drawn schedule goes through the public API to the choices that were drawn."""
+    net = Net(hidden=512, vocab=2048, width=512).graph()
+    file = tmp_path / "drawn.py"
+    try:
+        file.write_text(draw_schedule(net, context(max_context=1024), seed))
+    except TileccError as misfit:
+        assert {d.code for d in misfit.diagnostics} == {"TC0223"}  # stages too large for the ring
+        return
+    made = load_schedule(file, find_target("sm_90a"), max_context=1024, max_seqs=2)
+    ctx = dataclasses.replace(context(max_context=1024), schedule=made)
+    tiles = expect(lower_to_tiles(net, ctx), TILE_RULES, "tiles")
+    for (kind, name, key), request in made.requests.items():
+        if kind == "op" and key in ("splits", "group", "chunk"):
+            ops = [op for op in tiles.ops if name in (op.name, op.label) and key in op.tiles]
+            assert ops and all(allows(request.bound, op.tiles[key]) for op in ops)
