@@ -17,6 +17,12 @@ from tilecc.runtime.fragments import to_fragments
 from tilecc.weights.image import TensorSource, build_image
 from tilecc.weights.synthetic import BF16, F64, Synthetic
 
+SCHEDULES = [
+    ("random", "random", 1, 3), ("random", "last", 2, 5), ("pct", "last", 3, 2), ("pct", "random", 4, 7),
+    ("round_robin", "last", 5, 1), ("pct", "last", 6, 40),
+]  # fmt: skip
+"""Adversarial launches: schedule, landing of copies, seed, CTAs."""
+
 
 @dataclass
 class Built:
@@ -39,9 +45,9 @@ class Built:
         return int(self.package.program.op_class(op_class).constants[name])
 
 
-def build(out: Path, op: SingleOp, seed: int = 0) -> Built:
-    """Compile the op and fill its image with random weights."""
-    package, rng = one_op_package(out, op), np.random.default_rng(seed)
+def build(out: Path, op: SingleOp, seed: int = 0, like: SingleOp | None = None) -> Built:
+    """Compile the op and fill its image with random weights. `like`: see `one_op_package`."""
+    package, rng = one_op_package(out, op, like=like), np.random.default_rng(seed)
     source, weights = Synthetic(rng), {}
     norm = np.ones(0)
     for entry in package.manifest.image:

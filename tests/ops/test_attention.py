@@ -28,6 +28,7 @@ from tests.ops.attention import (
     random_case,
     reference,
 )
+from tests.ops.one_op import SCHEDULES
 from tilecc.runtime.devices.emu_lib import DETECT_ALL
 
 Make = Callable[..., Built]
@@ -183,12 +184,6 @@ def test_a_row_depends_on_nothing_but_itself(make: Make, shape: Shape, kv: str) 
         order = [int(i) for i in rng.permutation(8)[:count]]
         got = bits(run(built, case.rows(*order), grid=int(rng.integers(1, 9))))
         assert (got == together[order]).all(), f"rows {order}"
-
-
-SCHEDULES = [
-    ("random", "random", 1, 3), ("random", "last", 2, 5), ("pct", "last", 3, 2), ("pct", "random", 4, 7),
-    ("round_robin", "last", 5, 1), ("pct", "last", 6, 40),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("kv", KV)

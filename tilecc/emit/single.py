@@ -66,13 +66,19 @@ class SinglePackage:
     program: Program
 
 
-def one_op_package(out: Path, op: SingleOp, grid: int | None = None) -> SinglePackage:
+def one_op_package(
+    out: Path, op: SingleOp, grid: int | None = None, like: SingleOp | None = None
+) -> SinglePackage:
     """Compile one op into the package directory `out`, which appears whole or not at all.
+
+    `like` is an op of the same kind with more rows: the loop gets the tile shape that the passes chose for
+    that one, so that a few rows run the very loop of a large matrix. It counts where the columns are equal.
 
     Raises TileccError TC0222, TC0223 for sizes that the passes refuse, TC0701 for an unknown target.
     """
     ctx = PassContext(find_target(op.target), max_context=16, max_seqs=8)
-    return graph_package(out, _graph(op, ctx), ctx, grid)
+    shapes = one_op_tiles(like, ctx) if like is not None else None
+    return tiles_package(out, tiled(_graph(op, ctx), ctx, shapes), ctx, grid)
 
 
 def graph_package(out: Path, graph: TileGraph, ctx: PassContext, grid: int | None = None) -> SinglePackage:
@@ -97,8 +103,8 @@ def one_op_tiles(op: SingleOp, ctx: PassContext) -> TileGraph:
     return tiled(_graph(op, ctx), ctx)
 
 
-def tiled(graph: TileGraph, ctx: PassContext) -> TileGraph:
-    """All tile passes; the commit reads what the op before it wrote."""
+def tiled(graph: TileGraph, ctx: PassContext, like: TileGraph | None = None) -> TileGraph:
+    """All tile passes; the commit reads what the op before it wrote. `like`: as of `one_op_package`."""
     for tile_pass in TILE_PASSES:
         graph = tile_pass(graph, ctx)
         if tile_pass is tile:
@@ -106,8 +112,22 @@ def tiled(graph: TileGraph, ctx: PassContext) -> TileGraph:
             last = graph.ops[-2].writes
             commit = graph.ops[-1]
             commit = dataclasses.replace(commit, reads=(*commit.reads, *last))
-            graph = dataclasses.replace(graph, ops=(*graph.ops[:-1], commit))
+            shapes = {op.kind: op.tiles for op in like.ops} if like is not None else {}
+            ops = (_shaped(op, shapes.get(op.kind, {})) for op in graph.ops[:-1])
+            graph = dataclasses.replace(graph, ops=(*ops, commit))
     return expect(graph, _RULES, "tiles")
+
+
+def _shaped(op: TileOp, other: dict[str, int]) -> TileOp:
+    """The op with the tile shape of another one whose matrix has as many columns."""
+    mine = op.tiles
+    if "chunk" not in mine or other.get("blocks") != mine["blocks"]:
+        return op
+    if mine["splits"] != other["splits"]:
+        raise InternalError(f"{op.name}: {mine['splits']} K splits, like one of {other['splits']}")
+    tasks = -(-mine["tiles"] // other["group"]) * mine["tasks"] // -(-mine["tiles"] // mine["group"])
+    shape = {name: other[name] for name in ("group", "chunk", "slots")}
+    return dataclasses.replace(op, tiles={**mine, **shape, "tasks": tasks})
 
 
 def _graph(op: SingleOp, ctx: PassContext) -> TileGraph:
