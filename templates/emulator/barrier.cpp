@@ -190,6 +190,7 @@ void mbar_wait(uint32_t addr, uint32_t parity, const tk::Watch& watch, Site site
   preempt_point();
   MBarrier* bar = barrier_at(my_cta(), addr, "mbar_wait", site);
   count(kMbarWait);
+  know_role(watch);
   if (engine->races) check_init(bar, false, "mbar_wait", site);
   // A woken thread looks at the parity again: if it comes late, the barrier may be a phase further.
   while ((bar->phase & 1) == (parity & 1)) {

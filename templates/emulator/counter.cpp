@@ -96,6 +96,7 @@ void wait_ge(const uint32_t* p, uint32_t target, tk::Scope scope, bool acquires,
   const char* what = acquires ? "wait_ge" : "wait_ge_relaxed";
   global_range(p, 4, 4, false, what, site);
   count(kCounterWait);
+  know_role(watch);
   check_distance(p, target, site);
   while (static_cast<int32_t>(*p - target) < 0) {
     engine->counters[p].waiters.push_back(self());

@@ -264,6 +264,11 @@ void make_ready(Thread* thread);
 void unready_self();
 void run_next();                 // the current thread gives up the processor
 void block(Wait kind, const void* object, uint64_t expected, const tk::Watch* watch, Site site);
+
+// The first wait of a warp tells its role, whether it blocks or not: counts of every warp belong to a role.
+inline void know_role(const tk::Watch& w) {
+  if (TK_UNLIKELY(!cur->warp->watch.known)) cur->warp->watch = {w.role, w.op, w.layer, w.item, w.status, true};
+}
 [[noreturn]] void stop();        // ends the launch
 void run_all();
 void thread_main();

@@ -57,6 +57,26 @@ def _drop(verb: str, ring: str = "") -> Callable[[tuple[Statement, ...]], tuple[
     return lambda body: _each(body, lambda d: () if (d.verb, d.ring) == (verb, ring) else (d,))
 
 
+def _drop_bar(bar: str) -> Callable[[tuple[Statement, ...]], tuple[Statement, ...]]:
+    return lambda body: _each(body, lambda d: () if d.bar == bar else (d,))
+
+
+def _both(
+    op: str, roles: tuple[str, ...], edit: Callable[[tuple[Statement, ...]], tuple[Statement, ...]]
+) -> Change:
+    def change(p: SyncProgram) -> SyncProgram:
+        for role in roles:
+            p = _script(op, role, edit)(p)
+        return p
+
+    return change
+
+
+def _late_inputs(body: tuple[Statement, ...]) -> tuple[Statement, ...]:
+    """The wait for the op's inputs dropped: all keys come under the waits of the step before."""
+    return _drop("inputs")(body)
+
+
 def _swap(first: str, second: str, ring: str) -> Callable[[tuple[Statement, ...]], tuple[Statement, ...]]:
     names = {first: second, second: first}
     return lambda body: _each(
@@ -100,6 +120,14 @@ def _shared_counter(p: SyncProgram) -> SyncProgram:
         for r in p.rows
     )
     return with_op(dataclasses.replace(p, rows=rows), "GateUp", counter=new)
+
+
+def no_previous(p: SyncProgram) -> SyncProgram:
+    """Keys of earlier steps are fetched without waiting for those steps."""
+    for op in p.ops:
+        if op.kind == "attention" and "window" in op.shape:
+            p = _script(op.name, "activations", _drop("previous"))(p)
+    return p
 
 
 def nobody_idles(p: SyncProgram) -> SyncProgram:
@@ -212,9 +240,41 @@ MUSEUM = (
         ("`routing`",),
     ),
     Exhibit(
-        "warps hand over the list before all have written",
-        _script("Route", "activations", _drop("sync")),
+        "the list is made before all rows are selected",
+        _both("Route", ("activations", "consumer"), _drop_bar("selecting")),
         "race",
-        ("`routing`",),
+        ("`routing`", "warp:selected"),
+    ),
+    Exhibit(
+        "one role does not come to a named barrier",
+        _script("Route", "consumer", _drop_bar("selecting")),
+        "arrivals",
+        ("`selecting`", "2 come"),
+    ),
+    Exhibit(
+        "maxima are read before every warp has left its own",
+        _script("AttentionWindow8", "consumer", _drop_bar("consumers")),
+        "race",
+        ("`exchange`", "warp:maxima"),
+    ),
+    Exhibit(
+        "new keys are fetched with the old ones",
+        _script("AttentionWindow8", "activations", _late_inputs),
+        "race",
+        ("`kv",),
+    ),
+    Exhibit(
+        "the queries' slot is not passed over",
+        _script("AttentionWindow8", "consumer", _drop("skip", "activations")),
+        "ring",
+        ("alike on both sides",),
+    ),
+    Exhibit(
+        "the stop flag is read before the step has ended",
+        lambda p: dataclasses.replace(
+            p, begin=tuple(Script(s.role, _drop("ended")(s.body)) for s in p.begin)
+        ),
+        "race",
+        ("`stop`",),
     ),
 )

@@ -7,7 +7,7 @@ import pytest
 from tests.check.test_checker import small
 from tests.passes.helpers import Net
 from tests.passes.helpers import lower as lower_net
-from tests.races.museum import MUSEUM, Exhibit, nobody_idles
+from tests.races.museum import MUSEUM, Exhibit, no_previous, nobody_idles
 from tilecc.check.checker import CODES, diagnostics, violations
 from tilecc.check.lower import lower
 
@@ -31,6 +31,13 @@ def test_an_idle_cta_that_signals_at_once_is_a_lap_ahead() -> None:
     assert violations(sync) == []
     found = violations(nobody_idles(sync))
     assert any(v.kind == "lap" and "stand in" in v.message for v in found), found
+
+
+def test_old_keys_are_fetched_before_the_step_that_wrote_them_has_ended() -> None:
+    """On a CTA whose activation warps wait for nothing else in the step."""
+    sync = lower(lower_net(Net(layers=((8, "dense"),)).graph())[1])
+    found = [v for v in violations(no_previous(sync)) if v.kind == "race"]
+    assert any("reads `kv.0`" in v.message and "of the step before" in v.message for v in found), found
 
 
 def test_the_museum_shows_every_kind() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tilecc.check.explore import Violation
+from tilecc.check.machine import Violation
 from tilecc.ir.program import Program
 from tilecc.target import Target
 

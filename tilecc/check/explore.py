@@ -11,116 +11,38 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tilecc.check.sync import Do, Loop, OpSync, RingSync, Statement, SyncProgram
+from tilecc.check.blocked import deadlock
+from tilecc.check.extents import Extents, Frame, Launch, Values, walk
+from tilecc.check.machine import Barrier, Clock, Counter, Named, Thread, Touch, Violation
+from tilecc.check.sync import Do, RingSync, RowSync, SyncProgram
 
-Clock = NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Values:
-    """An assignment: CTAs, steps, and how often loops run. `tasks` caps the tasks of an op; `experts` and
-    `blocks` are the data-dependent counts."""
-
-    grid: int
-    tasks: int
-    chunks: int
-    experts: int
-    blocks: int
-    steps: int = 2
-    spread: bool = True
-    """Neighbouring ops start on different CTAs; else all start on CTA 0, and the last CTAs have no task at
-    all."""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.grid} CTAs, up to {self.tasks} tasks, {self.chunks} chunks, {self.experts} active"
-            f" experts, {self.blocks} KV blocks" + ("" if self.spread else ", all tasks on the first CTAs")
-        )
-
-
-@dataclass(frozen=True)
-class Violation:
-    """`kind`: deadlock, race, lap or arrivals. `rows` are the rows of the step it is about, the one at
-    fault first."""
-
-    kind: str
-    message: str
-    rows: tuple[int, ...]
-    notes: tuple[str, ...] = ()
-
-
-@dataclass
-class Barrier:
-    """An mbarrier: arrivals still missing in the running phase, and the clocks published to it."""
-
-    name: str
-    count: int
-    pending: int
-    agent: int
-    phase: int = 0
-    arriving: Clock | None = None
-    done: list[Clock] = field(default_factory=list)
-    waiters: list[Thread] = field(default_factory=list)
-
-
-@dataclass
-class Counter:
-    """Signals so far; `clocks[k]` of instance k, by CTA."""
-
-    value: int = 0
-    clocks: dict[int, list[Clock]] = field(default_factory=dict)
-    waiters: list[Thread] = field(default_factory=list)
-
-
-@dataclass
-class Touch:
-    """Accesses of one op instance to a buffer, or of all to a slot: latest time per thread. `key` is the
-    (step, row) of the instance, of the latest for a slot."""
-
-    key: tuple[int, int]
-    reads: Clock
-    writes: Clock
-
-
-@dataclass
-class Thread:
-    """One warp."""
-
-    number: int
-    cta: int
-    role: str
-    warp: int
-    clock: Clock
-    step: int = 0
-    row: int = 0
-    cursor: dict[str, int] = field(default_factory=dict)
-    signals: dict[int, int] = field(default_factory=dict)
-    body: Iterator[object] | None = None
-    blocked: object = None
-    need: int = 0
+PRODUCING = frozenset({"acquire", "put", "copy", "commit"})
 
 
 class Explorer:
     """One run. `violations` has each kind of mistake once per pair of ops."""
 
-    def __init__(self, program: SyncProgram, values: Values, limit: int = 20) -> None:
+    def __init__(self, program: SyncProgram, values: Values | Launch, limit: int = 200) -> None:
         self.program, self.values, self.limit = program, values, limit
+        self.extents: Extents = values
         self.rings = {r.name: r for r in program.rings}
         self.per_layer = {b.name: b.per_layer for b in program.buffers}
-        self.ops = {op.name: op for op in program.ops}
         self.scripts = {(op.name, s.role): s.body for op in program.ops for s in op.scripts}
+        self.begin = {s.role: s.body for s in program.begin}
+        numbers = {op.name: i for i, op in enumerate(program.ops)}
+        self.rows = [(row, program.op(row.op), numbers[row.op]) for row in program.rows]
+        self.by_counter = {op.counter: op for op in program.ops if op.counter >= 0}
         self.violations: list[Violation] = []
         self.reported: set[tuple[object, ...]] = set()
-        warps = sum(role.warps for role in program.roles)
+        self.role_warps = {role.name: role.warps for role in program.roles}
         slots = sum(r.slots for r in program.rings)
-        self.size = values.grid * (warps + slots)
+        self.size = values.grid * (sum(self.role_warps.values()) + slots)
         self.threads: list[Thread] = []
         self.barriers: dict[tuple[int, str, int, str], Barrier] = {}
+        self.named: dict[tuple[int, str], Named] = {}
         for cta in range(values.grid):
             for role in program.roles:
                 for warp in range(role.warps):
@@ -130,22 +52,24 @@ class Explorer:
                     self.threads.append(Thread(n, cta, role.name, warp, clock))
         agent = len(self.threads)
         for cta in range(values.grid):
+            for bar in program.bars:
+                self.named[cta, bar.name] = Named(bar.name, cta, bar.warps)
             for ring in program.rings:
+                makers, takers = (
+                    frozenset({(cta, ring.producer)}),
+                    frozenset((cta, c) for c in ring.consumers),
+                )
                 for slot in range(ring.slots):
                     name = f"{ring.name}[{slot}] of CTA {cta}"
-                    full = Barrier(f"full {name}", ring.full_count, ring.full_count, agent)
-                    empty = Barrier(f"empty {name}", ring.empty_count, ring.empty_count, -1)
+                    full = Barrier(f"full {name}", ring.full_count, ring.full_count, agent, makers)
+                    empty = Barrier(f"empty {name}", ring.empty_count, ring.empty_count, -1, takers)
                     self.barriers[cta, ring.name, slot, "full"] = full
                     self.barriers[cta, ring.name, slot, "empty"] = empty
                     agent += 1
-        self.counters: dict[int, Counter] = {op.counter: Counter() for op in program.ops if op.counter >= 0}
-        self.slots: dict[tuple[int, str, int], Touch] = {}
+        self.counters = {op.counter: Counter(op.name) for op in program.ops if op.counter >= 0}
+        self.slots: dict[tuple[int, str, int], dict[tuple[str, int], Touch]] = {}
         self.buffers: dict[str, list[Touch]] = {}
-        self.syncs: dict[tuple[int, str], list[Thread]] = {}
-        self.shift = {op.name: i * values.spread for i, op in enumerate(program.ops)}
-        self.role_warps = {role.name: role.warps for role in program.roles}
         self.signaller = {t.cta: t.number for t in self.threads if t.role == "store" and t.warp == 0}
-        self.by_counter = {op.counter: op for op in program.ops if op.counter >= 0}
         self.woken: list[Thread] = []
         self.producers: dict[tuple[int, str], Clock] = {}
         """Per CTA and role a clock that hides its own warps: they fill different parts of a slot between the
@@ -176,7 +100,7 @@ class Explorer:
             self.woken.clear()
         stuck = [t for t in self.threads if t.blocked is not None]
         if stuck and len(self.violations) < self.limit:
-            self.report_deadlock(stuck)
+            self.violations.append(deadlock(self.program, self.threads, stuck, f"with {self.values}"))
         return self.violations
 
     def satisfied(self, thread: Thread) -> bool:
@@ -197,72 +121,59 @@ class Explorer:
         waiters[:] = kept
 
     def thread_body(self, t: Thread) -> Iterator[object]:
+        warps = self.role_warps[t.role]
+        begin = self.begin.get(t.role, ())
+        first = self.rows[0][1] if self.rows else None
         for step in range(self.values.steps):
-            for index, row in enumerate(self.program.rows):
-                op = self.ops[row.op]
+            t.step, t.row = step, 0
+            if begin and first is not None and step:
+                for do in walk(begin, Frame(first, -1, step, t.cta, t.warp, warps), self.extents):
+                    yield from self.do(t, do, Frame(first, -1, step, t.cta, t.warp, warps))
+            for index, (row, op, number) in enumerate(self.rows):
                 body = self.scripts.get((op.name, t.role), ())
-                tasks = self.tasks_of(op, t.cta)
-                yield from self.statements(t, body, op, step, index, tasks)
-
-    def tasks_of(self, op: OpSync, cta: int) -> int:
-        over = {"experts": self.values.experts}.get(op.tasks_over, 1)
-        count = min(op.tasks, self.values.tasks) * over
-        # Where the first task lies depends on the number of CTAs: neighbours start on different ones here.
-        first = (cta - self.shift[op.name]) % self.values.grid
-        return len(range(first, count, self.values.grid))
-
-    def statements(
-        self, t: Thread, body: tuple[Statement, ...], op: OpSync, step: int, row: int, tasks: int
-    ) -> Iterator[object]:
-        for statement in body:
-            if isinstance(statement, Loop):
-                for _ in range(self.times(statement.over, op, tasks)):
-                    yield from self.statements(t, statement.body, op, step, row, tasks)
-                continue
-            t.step, t.row = step, row
-            yield from self.do(t, statement, op, step, row, tasks)
-
-    def times(self, over: str, op: OpSync, tasks: int) -> int:
-        v = self.values
-        return {
-            "tasks": tasks,
-            "any": min(tasks, 1),
-            "chunks": min(op.chunks, v.chunks),
-            "experts": v.experts,
-            "blocks": v.blocks,
-        }[over]
+                if not body:
+                    continue
+                t.row = index
+                dealt = self.extents.dealt(op, number, row.layer, t.cta, step)
+                f = Frame(op, row.layer, step, t.cta, t.warp, warps, dealt)
+                for do in walk(body, f, self.extents):
+                    yield from self.do(t, do, f)
 
     # ---- statements ----------------------------------------------------------------------------------------
 
-    def do(self, t: Thread, s: Do, op: OpSync, step: int, row: int, tasks: int) -> Iterator[object]:
-        verb = s.verb
-        if verb in ("inputs", "idle"):
-            if verb == "inputs" or not tasks:
-                yield from self.wait_inputs(t, step, row)
+    def do(self, t: Thread, s: Do, f: Frame) -> Iterator[object]:
+        verb, row = s.verb, self.rows[t.row][0]
+        if verb == "inputs":
+            yield from self.wait_inputs(t, row, 0)
+        elif verb == "idle":
+            if not f.tasks:
+                yield from self.wait_inputs(t, row, 0)
+        elif verb == "previous":
+            yield from self.wait_inputs(t, row, 1)
+        elif verb == "ended":
+            last = self.by_counter[self.program.last]
+            yield from self.wait_counter(t, last.counter, t.step * last.per_step, -1)
+            self.tick(t)
         elif verb == "signal":
-            self.signal(t, op, row)
+            self.signal(t)
         elif verb == "sync":
-            yield from self.role_barrier(t)
+            yield from self.named_barrier(t, self.named[t.cta, s.bar])
         elif verb in ("read", "write"):
-            self.touch_buffer(
-                t,
-                self.buffer_of(s.buffer, row),
-                verb == "write",
-                (step, row),
-                t.number,
-                int(t.clock[t.number]),
-            )
+            self.touch_buffer(t, s, verb == "write", t.number, int(t.clock[t.number]))
         else:
-            yield from self.ring_statement(t, s, self.rings[s.ring], step, row)
+            yield from self.ring_statement(t, s, self.rings[s.ring], f)
 
     def buffer_of(self, name: str, row: int) -> str:
         return f"{name}.{self.program.rows[row].layer}" if self.per_layer.get(name) else name
 
-    def ring_statement(self, t: Thread, s: Do, ring: RingSync, step: int, row: int) -> Iterator[object]:
+    def ring_statement(self, t: Thread, s: Do, ring: RingSync, f: Frame) -> Iterator[object]:
         verb = s.verb
-        side = "produce" if verb in ("acquire", "put", "copy", "commit") else "consume"
-        at = t.cursor.get(f"{side} {ring.name}", 0)
-        slot, lap = at % ring.slots, at // ring.slots
+        # A producer may read back what it puts into a slot.
+        producing = verb in PRODUCING or (verb == "use" and t.role not in ring.consumers)
+        side = ("produce" if producing else "consume", ring.name)
+        at = t.cursor.get(side, 0)
+        place = at + (self.extents.trips(s.ahead, f) if s.ahead else 0)
+        slot, lap = place % ring.slots, place // ring.slots
         full = self.barriers[t.cta, ring.name, slot, "full"]
         empty = self.barriers[t.cta, ring.name, slot, "empty"]
         if verb == "acquire":
@@ -271,24 +182,27 @@ class Explorer:
         elif verb == "take":
             yield from self.wait_phase(t, full, lap)
         elif verb == "put":
-            self.touch_slot(t, ring, slot, True, t.number, int(t.clock[t.number]))
+            self.touch_slot(t, ring, slot, s.area, f, True, t.number, int(t.clock[t.number]))
         elif verb == "copy":
             if t.warp == 0:
                 time = full.phase + 1
-                self.touch_slot(t, ring, slot, True, full.agent, time)
+                self.touch_slot(t, ring, slot, s.area, f, True, full.agent, time)
                 if s.buffer in self.per_layer:
-                    self.touch_buffer(t, self.buffer_of(s.buffer, row), False, (step, row), full.agent, time)
+                    self.touch_buffer(t, s, False, full.agent, time)
         elif verb == "use":
             # After `take` the cursor still stands on the slot; a routing record is used between take and
             # release.
-            self.touch_slot(t, ring, slot, False, t.number, int(t.clock[t.number]))
+            self.touch_slot(t, ring, slot, s.area, f, False, t.number, int(t.clock[t.number]))
         elif verb == "commit":
             if ring.full_count > 1 or t.warp == 0:
                 self.arrive(t, full)
-            t.cursor[f"produce {ring.name}"] = at + 1
+            t.cursor[side] = at + 1
         elif verb == "release":
             self.arrive(t, empty)
-            t.cursor[f"consume {ring.name}"] = at + 1
+            if not s.ahead:
+                t.cursor[side] = at + 1
+        elif verb == "skip":
+            t.cursor[side] = at + 1
 
     def wait_phase(self, t: Thread, barrier: Barrier, phase: int) -> Iterator[object]:
         if barrier.phase <= phase:
@@ -318,127 +232,151 @@ class Explorer:
             barrier.pending = barrier.count
             self.wake(barrier.waiters)
 
-    def role_barrier(self, t: Thread) -> Iterator[object]:
-        group = self.syncs.setdefault((t.cta, t.role), [])
-        group.append(t)
-        if len(group) < self.role_warps[t.role]:
-            yield group
+    def named_barrier(self, t: Thread, bar: Named) -> Iterator[object]:
+        bar.members.append(t)
+        if len(bar.members) < bar.warps:
+            yield bar
             t.blocked = None
             return
         joined = t.clock
-        for other in group:
+        for other in bar.members:
             joined = np.maximum(joined, other.clock)
-        for other in group:
+        for other in bar.members:
             other.clock = joined.copy()
             self.tick(other)
             if other is not t:
                 self.woken.append(other)
-        self.syncs[t.cta, t.role] = []
+        bar.members.clear()
 
     # ---- counters ------------------------------------------------------------------------------------------
 
-    def wait_inputs(self, t: Thread, step: int, row: int) -> Iterator[object]:
-        grid = self.values.grid
-        for wait in self.program.rows[row].waits:
-            op = self.by_counter[wait.counter]
-            instance = step * op.per_step + wait.ordinal
-            if instance <= 0:
-                continue
-            arrivals = grid if wait.arrivals < 0 else wait.arrivals
-            counter = self.counters[wait.counter]
-            t.need = (instance - 1) * grid + arrivals
-            if counter.value < t.need:
-                yield counter
-                t.blocked = None
-            # Arrivals come in the order of instances (checked where they are made), so a whole number of
-            # instances is known; of an instance that was not waited for in full, any arrival may be the
-            # missing one.
-            known = instance if arrivals >= grid else instance - 1
-            for k in range(max(1, known - 1), known + 1):  # older ones are in these clocks
-                for source, clock in enumerate(counter.clocks.get(k, [])):
-                    if op.scope != "cta" or source == t.cta:
-                        t.clock = np.maximum(t.clock, clock)
-            self.tick(t)
+    def wait_inputs(self, t: Thread, row: RowSync, steps_ago: int) -> Iterator[object]:
+        for wait in row.waits:
+            per_step = self.by_counter[wait.counter].per_step
+            instance = (t.step - steps_ago) * per_step + wait.ordinal
+            yield from self.wait_counter(t, wait.counter, instance, wait.arrivals)
+        self.tick(t)
 
-    def signal(self, t: Thread, op: OpSync, row: int) -> None:
+    def wait_counter(self, t: Thread, number: int, instance: int, wanted: int) -> Iterator[object]:
+        if instance <= 0:
+            return
+        grid, op, counter = self.values.grid, self.by_counter[number], self.counters[number]
+        arrivals = grid if wanted < 0 else wanted
+        t.need = (instance - 1) * grid + arrivals
+        if counter.value < t.need:
+            yield counter
+            t.blocked = None
+        # Arrivals come in the order of instances (checked where they are made), so a whole number of
+        # instances is known; of an instance that was not waited for in full, any arrival may be the
+        # missing one.
+        known = instance if arrivals >= grid else instance - 1
+        for k in range(max(1, known - 1), known + 1):  # older ones are in these clocks
+            for source, clock in counter.clocks.get(k, {}).items():
+                if op.scope != "cta" or source == t.cta:
+                    t.clock = np.maximum(t.clock, clock)
+
+    def signal(self, t: Thread) -> None:
+        op = self.rows[t.row][1]
         counter = self.counters[op.counter]
         k = t.signals.get(op.counter, 0) + 1
         t.signals[op.counter] = k
-        before = counter.clocks.get(k - 1, [])
+        before = counter.clocks.get(k - 1, {})
         late = [
             c
             for c, number in self.signaller.items()
-            if k > 1 and (c >= len(before) or before[c][number] > t.clock[number])
+            if k > 1 and (c not in before or before[c][number] > t.clock[number])
         ]
         if late and op.scope != "cta":
             self.report(
                 "lap", (op.name,),
                 f"CTA {t.cta} signals instance {k} of `{op.name}` although CTA {late[0]} may not have"
                 f" signalled instance {k - 1}: its arrival can stand in for the missing one",
-                (row,),
+                (t.row,),
             )  # fmt: skip
-        clocks = counter.clocks.setdefault(k, [])
-        while len(clocks) <= t.cta:
-            clocks.append(np.zeros(self.size, np.int32))
-        clocks[t.cta] = t.clock.copy()
+        counter.clocks.setdefault(k, {})[t.cta] = t.clock.copy()
         self.tick(t)
         counter.value += 1
         self.wake(counter.waiters)
 
     # ---- accesses ------------------------------------------------------------------------------------------
 
-    def touch_slot(self, t: Thread, ring: RingSync, slot: int, write: bool, agent: int, time: int) -> None:
-        step, row = t.step, t.row
-        key = (t.cta, ring.name, slot)
-        touch = self.slots.get(key)
-        if touch is None:
-            zero = np.zeros(self.size, np.int32)
-            touch = self.slots[key] = Touch((step, row), zero, zero.copy())
-        mine = np.maximum(t.clock, self.producers[t.cta, t.role]) if write else t.clock
-        bad_write = bool(np.any(touch.writes > mine))
-        bad_read = write and bool(np.any(touch.reads > mine))
-        if bad_write or bad_read:
-            old = "written" if bad_write else "read"
-            self.report(
-                "race",
-                (ring.name, write, bad_write, self.program.rows[row].op, touch.key[1]),
-                f"{self.who(t)} {'fills' if write else 'reads'} slot {slot} of ring `{ring.name}`"
-                f" while it may still be {old}",
-                (row, touch.key[1]),
-            )
-        (touch.writes if write else touch.reads)[agent] = time
-        touch.key = (step, row)
-
-    def touch_buffer(
-        self, t: Thread, name: str, write: bool, key: tuple[int, int], agent: int, time: int
+    def touch_slot(
+        self, t: Thread, ring: RingSync, slot: int, area: str, f: Frame, write: bool, agent: int, time: int
     ) -> None:
+        kind = area.partition(":")[0]
+        part = f.block if kind == "block" else t.number if kind == "warp" and write else -1
+        parts = self.slots.setdefault((t.cta, ring.name, slot), {})
+        for (other, at), touch in parts.items():
+            if area and other and (other != area or (at != part and at >= 0 and part >= 0)):
+                continue
+            mine = t.clock
+            if write and not area and not other:
+                mine = np.maximum(mine, self.producers[t.cta, t.role])
+            bad_write = touch.wrote and bool((touch.writes > mine).any())
+            bad_read = write and touch.read and bool((touch.reads > mine).any())
+            if bad_write or bad_read:
+                old = "written" if bad_write else "read"
+                row = self.program.rows[touch.key[1]]
+                self.report(
+                    "race",
+                    (ring.name, area, write, bad_write, self.rows[t.row][0].op, row.op),
+                    f"{self.who(t)} {'fills' if write else 'reads'} slot {slot} of ring `{ring.name}`"
+                    f" while `{row.op}` of layer {row.layer} may still have it {old}"
+                    + (f" ({area})" if area else ""),
+                    (t.row, touch.key[1]),
+                )
+        mine_touch = parts.get((area, part))
+        if mine_touch is None:
+            zero = np.zeros(self.size, np.int32)
+            mine_touch = parts[area, part] = Touch((t.step, t.row), zero, zero.copy())
+        self.note(mine_touch, write, agent, time)
+        mine_touch.key = (t.step, t.row)
+
+    @staticmethod
+    def note(touch: Touch, write: bool, agent: int, time: int) -> None:
+        if write:
+            touch.writes[agent], touch.wrote = time, True
+        else:
+            touch.reads[agent], touch.read = time, True
+
+    def touch_buffer(self, t: Thread, s: Do, write: bool, agent: int, time: int) -> None:
+        name, key = self.buffer_of(s.buffer, t.row), (t.step, t.row)
         found = self.buffers.setdefault(name, [])
         mine: Touch | None = None
         for touch in found:
-            if touch.key == key:
+            if touch.key == key and touch.older == s.older:
                 mine = touch
                 continue
-            bad_write = bool(np.any(touch.writes > t.clock))
-            bad_read = write and bool(np.any(touch.reads > t.clock))
+            # What only earlier steps wrote does not conflict with what this step writes.
+            if touch.key[0] == t.step and (s.older or s.word or touch.older):
+                continue
+            bad_write = touch.wrote and bool((touch.writes > t.clock).any())
+            bad_read = write and touch.read and bool((touch.reads > t.clock).any())
             if bad_write or bad_read:
-                row, other = self.program.rows[key[1]], self.program.rows[touch.key[1]]
-                when = " of the step before" if touch.key[0] < key[0] else ""
+                here = (key, "writes" if write else "reads")
+                there = (touch.key, "writes" if bad_write else "reads")
+                (first, did), (second, does) = sorted((here, there))
+                row, other = self.program.rows[second[1]], self.program.rows[first[1]]
+                when = " of the step before" if first[0] < second[0] else ""
                 self.report(
-                    "race", (name, row.op, other.op, write),
-                    f"`{row.op}` of layer {row.layer} {'writes' if write else 'reads'} `{name}`, and nothing"
-                    f" orders it after `{other.op}` of layer {other.layer}{when}, which"
-                    f" {'writes' if bad_write else 'reads'} it",
-                    (key[1], touch.key[1]),
+                    "race", (name, row.op, other.op, does),
+                    f"`{row.op}` of layer {row.layer} {does} `{name}`, and nothing orders it after"
+                    f" `{other.op}` of layer {other.layer}{when}, which {did} it",
+                    (second[1], first[1]),
                 )  # fmt: skip
+        if s.word:
+            return
         if mine is None:
             zero = np.zeros(self.size, np.int32)
-            mine = Touch(key, zero, zero.copy())
-            # What is older than the latest writer before this op is ordered through it.
-            writers = [i for i, touch in enumerate(found) if touch.writes.any()]
+            mine = Touch(key, zero, zero.copy(), s.older)
+            # What is older than the latest writer before this op is ordered through it, but reads of older
+            # contents are not ordered with the writers of their own step.
+            writers = [i for i, touch in enumerate(found) if touch.wrote]
             if writers:
-                del found[: writers[-1]]
+                last = found[writers[-1]].key[0]
+                found[: writers[-1]] = [o for o in found[: writers[-1]] if o.older and o.key[0] >= last]
             found.append(mine)
-        (mine.writes if write else mine.reads)[agent] = time
+        self.note(mine, write, agent, time)
 
     # ---- reports -------------------------------------------------------------------------------------------
 
@@ -458,29 +396,3 @@ class Explorer:
             f" {barrier.phase - phase} phases further: the parity is ambiguous",
             (t.row,),
         )  # fmt: skip
-
-    def report_deadlock(self, stuck: list[Thread]) -> None:
-        # The thread whose row is earliest keeps the others waiting.
-        first = min(stuck, key=lambda t: (t.step, t.row))
-        rows = tuple(dict.fromkeys(t.row for t in (first, *stuck)))
-        notes = tuple(dict.fromkeys(map(self.wait_text, stuck)))[:16]
-        self.violations.append(
-            Violation(
-                "deadlock",
-                f"{len(stuck)} of {len(self.threads)} warps wait for ever, the earliest is {self.who(first)}",
-                rows[:4],
-                (*notes, f"with {self.values}"),
-            )
-        )
-
-    def wait_text(self, t: Thread) -> str:
-        at = t.blocked
-        if isinstance(at, Barrier):
-            return (
-                f"{self.who(t)} waits for phase {t.need} of {at.name}, which has completed {at.phase}"
-                f" ({at.count - at.pending} of {at.count} arrivals)"
-            )
-        if isinstance(at, Counter):
-            source = next(self.by_counter[n].name for n, c in self.counters.items() if c is at)
-            return f"{self.who(t)} waits for {t.need} signals of `{source}`, there are {at.value}"
-        return f"{self.who(t)} waits for the other warps of its role"

@@ -1,9 +1,8 @@
 """Program -> SyncProgram: the protocol of each op, as its `.cuh` file under templates/include carries it out.
 
-Three ops are modelled in a simpler form than they run; the rest of them is left to the emulator's detectors.
-Attention: without the keys that its activation warps load before the queries are ready, under the waits of
-the step before; its results are written by the store warp, not by the consumers. Routing: by the activation
-warps alone, without the consumers that help them between two named barriers.
+tests/check/test_protocols.py compares every protocol with the primitives that the emulator counts per op
+and role. Fences, the synchronisation of lanes within a warp, and what only the host reads (tokens, logits)
+are not in it.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tilecc.check.sync import (
+    BarSync,
     BufferSync,
     Do,
     Loop,
@@ -19,18 +19,23 @@ from tilecc.check.sync import (
     RoleSync,
     RowSync,
     Script,
+    Statement,
     SyncProgram,
     WaitSync,
 )
+from tilecc.ir.attention import window_blocks
 from tilecc.ir.program import OpClass, Program
 
 READ_ONLY = "image"
 """The weight image: written by nobody, so accesses to it are left out."""
 
-PER_LAYER = frozenset({"kv"})
+PER_LAYER = frozenset({"kv", "routes"})
 
-NOT_CHECKED = frozenset({"counters", "state", "routes"})
-"""Workspace that is no data between ops; `routes` is a log that CTA 0 alone writes, in its program order."""
+NOT_CHECKED = frozenset({"counters", "state"})
+"""Workspace that is no data between ops; `state` is split into `token` and `stop`."""
+
+SCALED_FORMATS = frozenset({"fp8_block", "mxfp4"})
+"""Activations of these pass through registers on their way into the ring (`scale` in op_gemv.cuh)."""
 
 Scripts = tuple[Script, ...]
 
@@ -50,39 +55,74 @@ def lower(program: Program) -> SyncProgram:
     if any(op.kind == "route" for op in program.classes):
         everyone = tuple(role.name for role in program.roles)
         rings.append(RingSync("routing", 1, "activations", everyone, 1, sum(warps.values())))
-    names = {region.name for region in program.workspace} - NOT_CHECKED | {"kv", "token"}
-    ops = tuple(_op(op) for op in program.classes)
+    names = {region.name for region in program.workspace} - NOT_CHECKED | {"kv", "token", "stop"}
     rows = tuple(
         RowSync(row.op, row.layer, tuple(WaitSync(w.counter, w.ordinal) for w in row.waits))
         for row in program.rows
     )
+    begin = (Loop("stop", (Do("ended"), Do("read", buffer="stop", word=True))),)
     return SyncProgram(
         program.name,
         tuple(RoleSync(role.name, role.warps) for role in program.roles),
         tuple(rings),
         tuple(BufferSync(name, name in PER_LAYER) for name in sorted(names)),
-        ops,
+        tuple(_op(op, program) for op in program.classes),
         rows,
+        bars=(
+            BarSync("activations", warps["activations"]),
+            BarSync("consumers", warps["consumer"]),
+            BarSync("selecting", warps["activations"] + warps["consumer"]),
+        ),
+        begin=tuple(Script(role.name, begin) for role in program.roles),
+        last=next((op.counter for op in program.classes if op.kind == "commit"), -1),
     )
 
 
-def _op(op: OpClass) -> OpSync:
+def _op(op: OpClass, program: Program) -> OpSync:
     c = op.constants
     tasks, chunks = int(c["tile_tasks"]), 1
     if "tile_chunk" in c:
         splits = 1 if op.kind == "experts_down" else int(c["tile_splits"])
         blocks = -(-int(c["tile_blocks"]) // splits)
         chunks = -(-blocks // int(c["tile_chunk"]))
+    shape = _shape(op, program)
     if op.kind == "route":
         tasks = 1
+    elif op.kind == "experts_up":
+        tasks = shape["groups"]
     made: Callable[[OpClass], Scripts] = {
-        "attention": _attention, "attention_merge": _vector, "reduce": _vector, "embed": _vector,
-        "commit": _vector, "route": _route,
+        "attention": _window if int(c.get("window", 0)) else _split, "attention_merge": _vector,
+        "reduce": _vector, "embed": _vector, "commit": _vector, "route": _route,
     }.get(op.kind, _gemv)  # fmt: skip
     over = "experts" if op.kind == "experts_up" else ""
     return OpSync(
-        op.name, op.counter, op.per_step, tasks, made(op), chunks=chunks, tasks_over=over, loc=op.loc
-    )
+        op.name, op.counter, op.per_step, tasks, made(op), chunks=chunks, tasks_over=over, kind=op.kind,
+        shape=shape, loc=op.loc,
+    )  # fmt: skip
+
+
+def _shape(op: OpClass, program: Program) -> dict[str, int]:
+    """Sizes that the symbols of the op's scripts follow from."""
+    c = op.constants
+    warps = next(role.warps for role in program.roles if role.name == "consumer")
+    shape = {"rotation": int(c["rotation"])}
+    if "tile_chunk" in c:
+        shape |= {key: int(c[f"tile_{key}"]) for key in ("blocks", "chunk", "slots", "splits")}
+        shape["groups"] = -(-int(c["tile_tiles"]) // int(c["tile_group"]))
+        if "experts" in c:
+            shape["experts"] = int(c["experts"])
+    elif op.kind == "attention":
+        shape["kv_heads"] = int(c["kv_heads"])
+        if int(c["window"]):
+            turns, slots = int(c["tile_turns"]), program.ring("activations").slots
+            shape |= {
+                "window": int(c["window"]), "round": turns * warps,
+                "max_early": min(turns * warps, slots - 1), "max_blocks": window_blocks(int(c["window"])),
+            }  # fmt: skip
+        else:
+            shape |= {"splits": int(c["tile_splits"]), "chunk_blocks": int(c["tile_chunk_blocks"])}
+            shape["task_rows"] = warps
+    return shape
 
 
 def _reads(op: OpClass) -> tuple[str, ...]:
@@ -105,7 +145,7 @@ def _writes(op: OpClass) -> tuple[str, ...]:
     return {
         "embed": ("x", "sum_sq"),
         "reduce": ("x", "sum_sq"),
-        "commit": ("token",),
+        "commit": ("token", "stop"),
         "qkv": ("queries", "kv"),
         "attention": ("attention_partials",) if split else ("attention",),
         "attention_merge": ("attention",),
@@ -125,38 +165,53 @@ def _vector(op: OpClass) -> Scripts:
 
 
 def _route(op: OpClass) -> Scripts:
-    """op_route.cuh: the activation warps compute the record, everyone takes it; see `_gemv` for its
-    release."""
-    fill = (
+    """op_route.cuh: activation and consumer warps select for a row each, activation warp 0 makes the list,
+    everyone takes it; see `_gemv` for its release."""
+    both = Do("sync", bar="selecting")
+    select: tuple[Statement, ...] = (
+        both,
         *(Do("read", buffer=b) for b in _reads(op)),
-        Do("put", "routing"),
-        Do("sync"),
-        Do("commit", "routing"),
-        Do("sync"),
+        Do("put", "routing", area="warp:selected"),
+        Loop("cta0", (Do("write", buffer="routes"),)),
+        both,
     )
+    build = (Do("use", "routing", area="warp:selected"), Do("put", "routing"))
     return (
-        Script("activations", (Do("inputs"), Do("acquire", "routing"), *fill)),
-        *(Script(role, (Do("take", "routing"),)) for role in ("loader", "store", "consumer")),
-    )
+        Script(
+            "activations",
+            (
+                Do("inputs"), Do("acquire", "routing"), *select, Loop("warp0", build),
+                Do("commit", "routing"), Do("sync", bar="activations"),
+            ),
+        ),
+        Script("consumer", (*select, Do("take", "routing"))),
+        *(Script(role, (Do("take", "routing"),)) for role in ("loader", "store")),
+    )  # fmt: skip
 
 
 def _gemv(op: OpClass) -> Scripts:
     """op_gemv.cuh."""
-    copied = op.constants["source"] != "norm"
-    routed = op.kind in ("experts_up", "experts_down")
-    last = (Do("release", "routing"),) if op.kind == "experts_down" else ()
-    use_route = (Do("use", "routing"),) if routed else ()
-    over = "experts" if op.kind == "experts_down" else ""
+    c = op.constants
+    up, down = op.kind == "experts_up", op.kind == "experts_down"
+    last = (Do("release", "routing"),) if down else ()
+    listed = (Do("use", "routing"),)
+    # The number of tasks is that of active experts; the chunks of a down projection go over the list.
+    every, each = listed if up else (), listed if down else ()
 
     def per_chunk(*body: Do) -> Loop:
-        inner = Loop("chunks", body)
-        return Loop("tasks", (Loop(over, (inner,)) if over else inner,))
+        inner: Statement = Loop("chunks", body)
+        return Loop("tasks", (*each, Loop("experts", (inner,)) if down else inner))
 
-    if copied:
-        fill: tuple[Do, ...] = (Do("copy", "activations", _reads(op)[0]),)
+    source = _reads(op)[0]
+    statistics: tuple[Do, ...] = ()
+    if c["source"] == "norm":
+        statistics = (Do("read", buffer="sum_sq"),)
+        fill: tuple[Do, ...] = (Do("read", buffer="x"), Do("put", "activations"))
+    elif c["format"] in SCALED_FORMATS:
+        fill = (Do("read", buffer=source), Do("put", "activations"))
     else:
-        fill = (Do("read", buffer="x"), Do("read", buffer="sum_sq"), Do("put", "activations"))
-    consume = Loop(
+        fill = (Do("copy", "activations", source),)
+    consume: Statement = Loop(
         "chunks",
         (
             Do("take", "activations"), Do("take", "weights"), Do("use", "activations"), Do("use", "weights"),
@@ -166,12 +221,13 @@ def _gemv(op: OpClass) -> Scripts:
     exchange = (Do("acquire", "exchange"), Do("put", "exchange"), Do("commit", "exchange"))
     writes = tuple(Do("write", buffer=b) for b in _writes(op))
     # The head folds its tiles and leaves one result per CTA, with or without tasks.
-    each, end = ((), writes) if op.kind == "head" else (writes, ())
+    tile, end = ((), writes) if op.kind == "head" else (writes, ())
+    rows = listed if up else ()
     return (
         Script(
             "loader",
             (
-                *use_route,
+                *every,
                 per_chunk(
                     Do("acquire", "weights"), Do("copy", "weights", READ_ONLY), Do("commit", "weights")
                 ),
@@ -181,65 +237,136 @@ def _gemv(op: OpClass) -> Scripts:
         Script(
             "activations",
             (
-                *use_route,
-                Loop("any", (Do("inputs"),)),
+                *every,
+                Loop("any", (Do("inputs"), *statistics)),
                 per_chunk(Do("acquire", "activations"), *fill, Do("commit", "activations")),
                 *last,
             ),
         ),
         Script(
             "consumer",
-            (*use_route, Loop("tasks", ((Loop(over, (consume,)) if over else consume), *exchange)), *last),
+            (
+                *every,
+                Loop("tasks", (*each, Loop("experts", (consume,)) if down else consume, *exchange)),
+                *last,
+            ),
         ),
         Script(
             "store",
             (
-                *use_route,
+                *every,
                 Do("idle"),
                 Loop(
-                    "tasks", (Do("take", "exchange"), Do("use", "exchange"), *each, Do("release", "exchange"))
+                    "tasks",
+                    (
+                        Do("take", "exchange"), Do("use", "exchange"), *rows, *tile,
+                        Do("release", "exchange"),
+                    ),
                 ),
                 *end,
                 *last,
                 Do("signal"),
             ),
         ),
+    )  # fmt: skip
+
+
+def _fill(buffer: str, older: bool = False) -> tuple[Do, ...]:
+    """`fill_slot` of attn_common.cuh."""
+    return (
+        Do("acquire", "activations"),
+        Do("copy", "activations", buffer, older=older),
+        Do("commit", "activations"),
     )
 
 
-def _attention(op: OpClass) -> Scripts:
-    """op_attention.cuh."""
-    fill = (Do("acquire", "activations"),)
-    done = (Do("commit", "activations"),)
-    take = (Do("take", "activations"), Do("use", "activations"), Do("release", "activations"))
-    exchange = (Do("acquire", "exchange"), Do("put", "exchange"), Do("commit", "exchange"))
+_TAKE = Do("take", "activations")
+_USE = Do("use", "activations")
+_RELEASE = Do("release", "activations")
+
+
+def _done() -> Script:
+    """The store warp of both forms of attention: it hands over what the consumers wrote."""
+    hand_over = (Do("take", "exchange"), Do("release", "exchange"))
+    return Script("store", (Do("idle"), Loop("tasks", hand_over), Do("signal")))
+
+
+def _window(op: OpClass) -> Scripts:
+    """op_attention.cuh: keys of earlier steps come before the op's inputs, the slot of the queries is taken
+    out of turn, and the consumers share scores, maxima and sums in the exchange slot."""
+    scores, maxima, sums = "block:scores", "warp:maxima", "warp:sums"
+    fill: tuple[Statement, ...] = (
+        Loop("early", _fill("kv", older=True)),
+        Loop("first", (Do("inputs"),)),
+        *_fill("queries"),
+        Loop("rounds", (Loop("late", _fill("kv")), Loop("span", _fill("kv")))),
+    )
+
+    def key(over: str) -> Statement:
+        score = Loop("turn", (_USE, Do("put", "exchange", area=scores)))
+        return Loop(over, (_TAKE, score, _RELEASE))
+
+    values: tuple[Statement, ...] = (_TAKE, Do("use", "exchange", area=scores), _USE, _RELEASE)
+    turn: tuple[Statement, ...] = (
+        key("lead"),
+        Loop("opening", (Do("skip", "activations"),)),
+        key("late"),
+        Do("put", "exchange", area=maxima),
+        Do("sync", bar="consumers"),
+        Do("use", "exchange", area=maxima),
+        # Each warp turns its own scores into probabilities, in place.
+        Loop(
+            "span",
+            (Loop("turn", (Do("use", "exchange", area=scores), Do("put", "exchange", area=scores))),),
+        ),
+        Do("put", "exchange", area=sums),
+        Do("sync", bar="consumers"),
+        Do("use", "exchange", area=sums),
+        Loop("span", values),
+    )
+    queries = tuple(Do(verb, "activations", ahead="early") for verb in ("take", "use", "release"))
+    return (
+        Script("activations", (Loop("any", (Do("previous"),)), Loop("tasks", fill))),
+        Script(
+            "consumer",
+            (
+                Loop(
+                    "tasks",
+                    (
+                        *queries, Do("acquire", "exchange"), Loop("rounds", turn),
+                        *(Do("write", buffer=b) for b in _writes(op)), Do("commit", "exchange"),
+                    ),
+                ),
+            ),
+        ),
+        _done(),
+    )  # fmt: skip
+
+
+def _split(op: OpClass) -> Scripts:
+    """op_attention_split.cuh: every consumer warp publishes the partial of its own row."""
+    pair = (*_fill("kv"), *_fill("kv"))
+    take = (_TAKE, _USE, _RELEASE)
     return (
         Script(
             "activations",
             (
                 Loop("any", (Do("inputs"),)),
-                Loop(
-                    "tasks",
-                    (
-                        *fill, Do("copy", "activations", "queries"), *done,
-                        Loop("blocks", (*fill, Do("copy", "activations", "kv"), *done)),
-                    ),
-                ),
+                Loop("tasks", (Loop("rows", _fill("queries")), Loop("blocks", pair))),
             ),
         ),
-        Script("consumer", (Loop("tasks", (*take, Loop("blocks", take), *exchange)),)),
         Script(
-            "store",
+            "consumer",
             (
-                Do("idle"),
                 Loop(
                     "tasks",
                     (
-                        Do("take", "exchange"), Do("use", "exchange"),
-                        *(Do("write", buffer=b) for b in _writes(op)), Do("release", "exchange"),
+                        Loop("rows", take), Loop("blocks", (*take, *take)),
+                        *(Do("write", buffer=b) for b in _writes(op)),
+                        Do("acquire", "exchange"), Do("commit", "exchange"),
                     ),
                 ),
-                Do("signal"),
             ),
         ),
+        _done(),
     )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tilecc.check.explore import Violation
+from tilecc.check.machine import Violation
 from tilecc.check.sync import RING_VERBS, VERBS, Do, Loop, OpSync, RingSync, Statement, SyncProgram
 
 Pattern = tuple[object, ...]
@@ -23,6 +23,7 @@ def structure(program: SyncProgram) -> Iterator[Violation]:
     """What is wrong with the scripts, rings and waits by themselves."""
     yield from _names(program)
     yield from _counts(program)
+    yield from _bars(program)
     yield from _counters(program)
     for op in program.ops:
         row = _row_of(program, op)
@@ -41,7 +42,7 @@ def _row_of(program: SyncProgram, op: OpSync) -> int:
 
 def _names(program: SyncProgram) -> Iterator[Violation]:
     rings, roles = {r.name for r in program.rings}, {r.name for r in program.roles}
-    buffers = {b.name for b in program.buffers}
+    buffers, bars = {b.name for b in program.buffers}, {b.name for b in program.bars}
     for op in program.ops:
         row = _row_of(program, op)
         for script in op.scripts:
@@ -59,6 +60,9 @@ def _names(program: SyncProgram) -> Iterator[Violation]:
                     yield Violation("script", text, (row,))
                 if do.verb in ("read", "write") and do.buffer not in buffers:
                     text = f"`{op.name}`, {script.role}: `{do.verb} {do.buffer}` names no buffer"
+                    yield Violation("script", text, (row,))
+                if (do.verb == "sync") != bool(do.bar) or (do.bar and do.bar not in bars):
+                    text = f"`{op.name}`, {script.role}: `{do.verb} {do.bar}` names no named barrier"
                     yield Violation("script", text, (row,))
 
 
@@ -88,6 +92,26 @@ def _counts(program: SyncProgram) -> Iterator[Violation]:
             yield Violation("arrivals", text, ())
 
 
+def _bars(program: SyncProgram) -> Iterator[Violation]:
+    """The warps whose scripts come to a named barrier are as many as complete it, all equally often."""
+    warps = {r.name: r.warps for r in program.roles}
+    for op in program.ops:
+        row = _row_of(program, op)
+        for bar in program.bars:
+            visits = {s.role: sum(d.bar == bar.name for d in _flat(s.body)) for s in op.scripts}
+            visits = {role: n for role, n in visits.items() if n}
+            come = sum(warps.get(role, 0) for role in visits)
+            if visits and come != bar.warps:
+                text = (
+                    f"`{op.name}`: {bar.warps} warps complete named barrier `{bar.name}`, {come} come to it"
+                )
+                yield Violation("arrivals", text, (row,))
+            if len(set(visits.values())) > 1:
+                sides = ", ".join(f"{role} {n} times" for role, n in visits.items())
+                text = f"`{op.name}`: roles come to named barrier `{bar.name}` differently often: {sides}"
+                yield Violation("arrivals", text, (row,))
+
+
 def _flat(body: tuple[Statement, ...]) -> Iterator[Do]:
     for s in body:
         if isinstance(s, Loop):
@@ -96,15 +120,15 @@ def _flat(body: tuple[Statement, ...]) -> Iterator[Do]:
             yield s
 
 
-def _project(body: tuple[Statement, ...], ring: str, verb: str) -> Pattern:
-    """The loops around the statements of one verb on one ring."""
+def _project(body: tuple[Statement, ...], ring: str, verb: str, ahead: bool = False) -> Pattern:
+    """The loops around the statements of one verb on one ring; `ahead`: those out of turn alone."""
     found: list[object] = []
     for s in body:
         if isinstance(s, Loop):
-            inner = _project(s.body, ring, verb)
+            inner = _project(s.body, ring, verb, ahead)
             if inner:
                 found.append((s.over, inner))
-        elif s.ring == ring and s.verb == verb:
+        elif s.ring == ring and s.verb == verb and (s.ahead or not ahead):
             found.append("*")
     return tuple(found)
 
@@ -119,17 +143,63 @@ def _text(pattern: Pattern) -> str:
 def _both_sides(
     op: OpSync, ring: RingSync, scripts: dict[str, tuple[Statement, ...]], row: int
 ) -> Iterator[Violation]:
-    made = {v: _project(scripts.get(ring.producer, ()), ring.name, v) for v in ("acquire", "commit")}
-    used = {v: _project(scripts.get(ring.consumers[0], ()), ring.name, v) for v in ("take", "release")}
+    producer, consumer = scripts.get(ring.producer, ()), scripts.get(ring.consumers[0], ())
+    made = {v: _project(producer, ring.name, v) for v in ("acquire", "commit")}
+    used = {v: _project(consumer, ring.name, v) for v in ("take", "release")}
     patterns = made | used
-    if len(set(patterns.values())) > 1:
+    if _project(consumer, ring.name, "skip"):
+        # Some slots are taken out of turn: as many, but not in the order in which they are filled.
+        amounts = {v: _amount(pattern) for v, pattern in patterns.items()}
+        ahead = _amount(_project(consumer, ring.name, "release", ahead=True))
+        amounts["skip"] = _sum(amounts["release"], _amount(_project(consumer, ring.name, "skip")), ahead, -1)
+        differ = len({tuple(sorted(a.items())) for a in amounts.values()}) > 1
+    else:
+        differ = len(set(patterns.values())) > 1
+    if differ:
         sides = "; ".join(f"{verb} {_text(pattern)}" for verb, pattern in patterns.items())
         text = f"`{op.name}` does not go through ring `{ring.name}` alike on both sides: {sides}"
         yield Violation("ring", text, (row,))
         return
     for side, role in (("produce", ring.producer), ("consume", ring.consumers[0])):
-        order = [d.verb for d in _flat(scripts.get(role, ())) if d.ring == ring.name]
-        yield from _in_order(op, ring, side, role, order, row)
+        order = [d.verb for d in _flat(scripts.get(role, ())) if d.ring == ring.name and not d.ahead]
+        yield from _in_order(op, ring, side, role, [v for v in order if v != "skip"], row)
+
+
+Amount = dict[tuple[str, ...], int]
+
+
+def _amount(pattern: Pattern) -> Amount:
+    """How many statements a pattern stands for, as a sum of products of symbols. Over the rounds of a window,
+    what comes early comes once, and so does the opening; a span is what came early and what comes late."""
+    total: Amount = {}
+    for item in pattern:
+        if item == "*":
+            total[()] = total.get((), 0) + 1
+            continue
+        assert isinstance(item, tuple)
+        over, inner = item
+        for symbols, n in _amount(inner).items():
+            parts = [(*symbols, "late"), (*symbols, "lead")] if over == "span" else [(*symbols, over)]
+            for part in parts:
+                names = sorted(part)
+                if "rounds" in names and "lead" in names:
+                    names.remove("rounds")
+                    names[names.index("lead")] = "early"
+                if "rounds" in names and "opening" in names:
+                    names.remove("rounds")
+                    names.remove("opening")
+                key = tuple(sorted(names))
+                total[key] = total.get(key, 0) + n
+    return total
+
+
+def _sum(a: Amount, b: Amount, c: Amount, sign: int) -> Amount:
+    """a + b + sign * c, without zeros."""
+    total = dict(a)
+    for other, factor in ((b, 1), (c, sign)):
+        for key, n in other.items():
+            total[key] = total.get(key, 0) + factor * n
+    return {key: n for key, n in total.items() if n}
 
 
 def _in_order(

@@ -2,17 +2,22 @@
 
 Every warp of a CTA runs the scripts of its role, op after op, step after step. A script is a list of
 statements and of loops over a symbol ("tasks" of the CTA, "chunks" of a task, ...) whose value is only
-known at run time.
+known at run time; `tilecc.check.extents` lists the symbols.
 
     acquire R   wait until slot s of ring R is empty     take R      wait until it is full
     put R       write the slot (generic stores)          use R       read the slot
     copy R B    copy buffer B into it, asynchronously    release R   arrive on "empty", go to the next slot
-    commit R    arrive on "full", go to the next slot
+    commit R    arrive on "full", go to the next slot    skip R      go to the next slot: its `release` came
+                                                                     before its turn
     inputs      wait for the counters of the row         idle        the same, if the CTA has no tasks of it
+    previous    wait for them as of one step ago         ended       wait for the last op of the step before
     read B      read buffer B                            write B     write buffer B
-    sync        barrier among the warps of the role      signal      arrive on the op's counter
+    sync N      named barrier N                          signal      arrive on the op's counter
 
-A ring with one slot and several consumer roles is the routing record.
+`take`, `use` and `release` with `ahead` mean the slot that many further; only `skip` passes it over. `put`
+and `use` with an `area` mean a part of the slot: "warp:NAME" is one part per warp, of which `put` writes its
+own and `use` reads all; "block:NAME" one part per block of the loop around it. Without an area the warps of
+a role write different parts. A ring with one slot and several consumer roles is the routing record.
 """
 
 from __future__ import annotations
@@ -26,24 +31,31 @@ from tilecc.ir.text import ir_node, parse_ir, print_ir
 IR_VERSION = 1
 
 VERBS = (
-    "acquire", "put", "copy", "commit", "take", "use", "release", "inputs", "idle", "read", "write",
-    "sync", "signal",
+    "acquire", "put", "copy", "commit", "take", "use", "release", "skip", "inputs", "idle", "previous",
+    "ended", "read", "write", "sync", "signal",
 )  # fmt: skip
-RING_VERBS = frozenset({"acquire", "put", "copy", "commit", "take", "use", "release"})
+RING_VERBS = frozenset({"acquire", "put", "copy", "commit", "take", "use", "release", "skip"})
 
 
 @ir_node(positional=2)
 class Do:
-    """One statement. `ring` and `buffer` where the verb takes them."""
+    """One statement. `ring`, `buffer` and named barrier `bar` where the verb takes them; `ahead` is a symbol.
+    `older`: only what earlier steps wrote is read. `word`: of a word that says itself which step it is of, so
+    that later writes need not be ordered after the read."""
 
     verb: str
     ring: str = ""
     buffer: str = ""
+    area: str = ""
+    ahead: str = ""
+    bar: str = ""
+    older: bool = False
+    word: bool = False
 
 
 @ir_node(positional=1)
 class Loop:
-    """Statements repeated once per value of a symbol; "any" runs once if the CTA has a task of the op."""
+    """Statements repeated once per value of a symbol (`tilecc.check.extents`)."""
 
     over: str
     body: tuple[Do | Loop, ...]
@@ -81,6 +93,14 @@ class RoleSync:
 
 
 @ir_node(positional=1)
+class BarSync:
+    """A named barrier of the CTA: so many warps complete it."""
+
+    name: str
+    warps: int
+
+
+@ir_node(positional=1)
 class BufferSync:
     """Global memory. Tasks of one op touch different parts of it; `per_layer`: so do ops of different
     layers."""
@@ -92,7 +112,8 @@ class BufferSync:
 @ir_node(positional=1)
 class OpSync:
     """An op class: its scripts, its counter (-1: none) and the scope of that counter's release and
-    acquire. `tasks` and `chunks` per task are the largest counts."""
+    acquire. `tasks` and `chunks` per task are the largest counts; `shape` holds the sizes that
+    `tilecc.check.extents` computes the symbols from."""
 
     name: str
     counter: int
@@ -103,6 +124,8 @@ class OpSync:
     chunks: int = 1
     tasks_over: str = ""
     """"experts": so many tasks per active expert."""
+    kind: str = ""
+    shape: dict[str, int] = dataclasses.field(default_factory=dict)
     loc: Loc = UNKNOWN
 
 
@@ -127,7 +150,8 @@ class RowSync:
 
 @ir_node
 class SyncProgram:
-    """One step of one rank, repeated for ever."""
+    """One step of one rank, repeated for ever. Every step starts with the scripts of `begin`; `last` is the
+    counter that `ended` waits for (-1: none)."""
 
     IR_NAME: ClassVar[str] = "sync"
     IR_VERSION: ClassVar[int] = IR_VERSION
@@ -138,6 +162,9 @@ class SyncProgram:
     buffers: tuple[BufferSync, ...]
     ops: tuple[OpSync, ...]
     rows: tuple[RowSync, ...]
+    bars: tuple[BarSync, ...] = ()
+    begin: tuple[Script, ...] = ()
+    last: int = -1
 
     def op(self, name: str) -> OpSync:
         """The op class of that name. Raises KeyError."""

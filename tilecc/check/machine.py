@@ -1,0 +1,89 @@
+"""State of the abstract run: warps, mbarriers, named barriers, counters, and who touched what when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Clock = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Violation:
+    """`kind`: one of `checker.CODES`. `rows` are the rows of the step it is about, the one at fault first."""
+
+    kind: str
+    message: str
+    rows: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Barrier:
+    """An mbarrier: arrivals still missing in the running phase, and the clocks published to it."""
+
+    name: str
+    count: int
+    pending: int
+    agent: int
+    sources: frozenset[tuple[int, str]]
+    """(CTA, role) of those who arrive."""
+    phase: int = 0
+    arriving: Clock | None = None
+    done: list[Clock] = field(default_factory=list)
+    waiters: list[Thread] = field(default_factory=list)
+
+
+@dataclass
+class Counter:
+    """Signals so far; `clocks[k]` of instance k, by CTA."""
+
+    op: str
+    value: int = 0
+    clocks: dict[int, dict[int, Clock]] = field(default_factory=dict)
+    waiters: list[Thread] = field(default_factory=list)
+
+
+@dataclass
+class Named:
+    """A named barrier of a CTA and the warps that wait there."""
+
+    name: str
+    cta: int
+    warps: int
+    members: list[Thread] = field(default_factory=list)
+
+
+@dataclass
+class Touch:
+    """Accesses of one op instance to a buffer, or of all to a part of a slot: latest time per thread. `key`
+    is the (step, row) of the instance, of the latest for a slot; `older`: reads of what earlier steps
+    wrote."""
+
+    key: tuple[int, int]
+    reads: Clock
+    writes: Clock
+    older: bool = False
+    wrote: bool = False
+    read: bool = False
+
+
+@dataclass
+class Thread:
+    """One warp."""
+
+    number: int
+    cta: int
+    role: str
+    warp: int
+    clock: Clock
+    step: int = 0
+    row: int = 0
+    cursor: dict[tuple[str, str], int] = field(default_factory=dict)
+    signals: dict[int, int] = field(default_factory=dict)
+    body: Iterator[object] | None = None
+    blocked: object = None
+    need: int = 0
