@@ -108,16 +108,18 @@ def test_terms_of_all_ranks_add_up_to_the_whole_projection() -> None:
 
 
 @pytest.mark.parametrize(
-    ("net", "ranks", "words"),
+    ("net", "ranks", "words", "nearest"),
     [
-        (Net(heads=6, kv_heads=6), 4, "6 chunks"),
-        (dataclasses.replace(NET, vocab=66), 4, "rows 66 of `head"),
-        (dataclasses.replace(NET, expert_width=30), 4, "expert width 30"),
-        (dataclasses.replace(NET, formats={"down": "fp8_block"}), 2, "fp8_block scales"),
-        (dataclasses.replace(NET, formats={"down": "mxfp4"}), 4, "mxfp4 scales"),
+        (Net(heads=6, kv_heads=6), 4, "6 chunks", "3 or 6 ranks"),
+        (dataclasses.replace(NET, vocab=66), 4, "rows 66 of `head", "3 or 6 ranks"),
+        (dataclasses.replace(NET, expert_width=30), 4, "expert width 30", "3 or 5 ranks"),
+        (dataclasses.replace(NET, formats={"down": "fp8_block"}), 2, "fp8_block scales", "1 rank"),
+        (dataclasses.replace(NET, width=768, formats={"down": "fp8_block"}), 4, "fp8_block", "3 or 6 ranks"),
+        (dataclasses.replace(NET, formats={"down": "mxfp4"}), 4, "mxfp4 scales", "2 ranks"),
     ],
 )
-def test_a_size_that_does_not_divide_names_itself(net: Net, ranks: int, words: str) -> None:
+def test_a_size_that_does_not_divide_names_itself(net: Net, ranks: int, words: str, nearest: str) -> None:
     found = refusal(lambda: sharded(chunked(net), ranks), "TC0224")
     assert words in found.message
     assert found.span is not None and found.span.file == "model.py"
+    assert found.help == (f"nearest: {nearest}",)

@@ -137,25 +137,58 @@ def mxfp4_gate() -> Graph:
     return Net(hidden=48, formats={"e_gate": "mxfp4", "e_up": "mxfp4"}).graph()
 
 
-REFUSED: list[tuple[Graph, str, str]] = [
-    (Net(hidden=40).graph(), "x", "hidden size 40 is not a multiple of 16"),
-    (Net(heads=34, kv_heads=2).graph(), "layers.0.z", "at most 16 may share one KV head"),
-    (Net(heads=5, kv_heads=2).graph(), "layers.0.z", "5 query heads do not divide into 2 KV heads"),
-    (Net(v_dim=7).graph(), "layers.0.z", "value head size 7 is odd"),
-    (Net(rotary=0).graph(), "layers.0.z", "rotary size is 0"),
-    (Net(experts=16, k=9).graph(), "layers.1.route", "top-9 of 16 experts: at most 8 of 1024"),
-    (Net(experts=1025).graph(), "layers.1.route", "top-2 of 1025 experts"),
-    (mxfp4_gate(), "layers.1.experts", "48 columns; MXFP4 scales cover 32"),
-    (Net(dim=256, v_dim=256).graph(), "layers.0.z", "nearest: value size 160 or head size 64"),
-    (Net(dim=1024, v_dim=16).graph(), "layers.0.z", "nearest: head size 544"),
-    (Net(layers=((8, "dense"),), dim=640, v_dim=128).graph(), "layers.0.z", "nearest: head size 512"),
-]
+def mxfp4_down() -> Graph:
+    return Net(formats={"e_down": "mxfp4"}).graph()
 
 
-@pytest.mark.parametrize(("graph", "node", "part"), REFUSED, ids=[part[:20] for _, _, part in REFUSED])
-def test_sizes_that_do_not_fit(graph: Graph, node: str, part: str) -> None:
+REFUSED: list[tuple[Graph, str, str, str]] = [
+    (Net(hidden=40).graph(), "x", "hidden size 40 is not a multiple of 16", "hidden size 32 or 48"),
+    (Net(hidden=8).graph(), "x", "hidden size 8 is not a multiple of 16", "hidden size 16"),
+    (Net(heads=34, kv_heads=2).graph(), "layers.0.z", "at most 16 may share one KV head",
+     "32 query heads or 17 KV heads"),
+    (Net(heads=48, kv_heads=2).graph(), "layers.0.z", "at most 16 may share", "32 query heads or 3 KV heads"),
+    (Net(heads=5, kv_heads=2).graph(), "layers.0.z", "5 query heads do not divide into 2 KV heads",
+     "4 or 6 query heads"),
+    (Net(heads=35, kv_heads=2).graph(), "layers.0.z", "35 query heads do not divide", "32 query heads"),
+    (Net(v_dim=7).graph(), "layers.0.z", "value head size 7 is odd", "value head size 6 or 8"),
+    (Net(rotary=0).graph(), "layers.0.z", "rotary size is 0", "rotary size 2"),
+    (Net(experts=16, k=9).graph(), "layers.1.route", "top-9 of 16 experts: at most 8 of 1024", "top-8 of 16"),
+    (Net(experts=1025).graph(), "layers.1.route", "top-2 of 1025 experts", "top-2 of 1024"),
+    (Net(experts=1, k=2).graph(), "layers.1.route", "top-2 of 1 experts", "top-1 of 1"),
+    (mxfp4_gate(), "layers.1.experts", "48 columns; MXFP4 scales cover 32", "32 or 64 columns"),
+    (mxfp4_down(), "layers.1.experts", "16 columns; MXFP4 scales cover 32", "32 columns"),
+    (Net(dim=256, v_dim=256).graph(), "layers.0.z", "at most 144 fit", "value size 160 or head size 64"),
+    (Net(dim=1024, v_dim=16).graph(), "layers.0.z", "at most 144 fit", "head size 544"),
+    (Net(layers=((8, "dense"),), dim=640, v_dim=128).graph(), "layers.0.z", "at most 144", "head size 512"),
+]  # fmt: skip
+"""Graph, place, part of the message, nearest legal size."""
+
+
+@pytest.mark.parametrize(
+    ("graph", "node", "part", "nearest"), REFUSED, ids=[f"{part[:20]}-{n}" for _, _, part, n in REFUSED]
+)
+def test_sizes_that_do_not_fit(graph: Graph, node: str, part: str, nearest: str) -> None:
     found = refusal(lambda: tiles_until(graph, tile), "TC0222")
     assert part in found.message
     assert found.span is not None
     assert (found.span.file, found.span.line) == (FILE, line_of(graph, node))
-    assert found.help
+    assert found.help[0] == f"nearest: {nearest}"
+
+
+MXFP4_EXPERTS = {"e_gate": "mxfp4", "e_up": "mxfp4"}
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        Net(hidden=32), Net(hidden=48), Net(hidden=16), Net(heads=32, kv_heads=2), Net(heads=34, kv_heads=17),
+        Net(heads=48, kv_heads=3), Net(heads=6, kv_heads=2), Net(v_dim=6), Net(rotary=2),
+        Net(experts=16, k=8), Net(experts=1024), Net(experts=1, k=1),
+        Net(hidden=64, formats=MXFP4_EXPERTS), Net(expert_width=32, formats={"e_down": "mxfp4"}),
+        Net(dim=256, v_dim=160), Net(dim=64, v_dim=256), Net(dim=544, v_dim=16),
+        Net(layers=((8, "dense"),), dim=512, v_dim=128),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_sizes_named_as_nearest_are_legal(net: Net) -> None:
+    assert tiles_until(net.graph(), tile).ops

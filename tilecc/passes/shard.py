@@ -75,14 +75,20 @@ class _Sharder:
 
     def part(self, node: Node, size: int, what: str) -> int:
         if size % self.ranks:
-            legal = [n for n in (1, 2, 4, 8, 16) if size % n == 0]
             raise error(
                 "TC0224",
                 f"{what} does not divide into {self.ranks} ranks",
                 span=node.loc.span(node.name),
-                help=f"use a number of ranks that divides {size}, such as {max(legal)}",
+                help=f"nearest: {self.nearest(size)}",
             )
         return size // self.ranks
+
+    def nearest(self, size: int, group: int = 1) -> str:
+        """Numbers of ranks next to the one asked for that leave each a multiple of `group`."""
+        legal = [n for n in range(2, size + 1) if size % n == 0 and size // n % group == 0]
+        below = max([1, *(n for n in legal if n < self.ranks)])
+        above = [n for n in legal if n > self.ranks]
+        return " or ".join(str(n) for n in (below, *above[:1])) + f" rank{'s' if below > 1 or above else ''}"
 
     def misfit(self, node: Node, why: str) -> TileccError:
         return error(
@@ -128,7 +134,7 @@ class _Sharder:
                 f"`{name}` has {size} columns; {self.ranks} ranks would cut the {param.format} scales,"
                 f" which cover {group} columns each",
                 span=node.loc.span(node.name),
-                help=f"use at most {max(1, size // group)} ranks",
+                help=f"nearest: {self.nearest(size, group)}",
             )
         shape = (*param.shape[:at], local, *param.shape[at + 1 :])
         chunks = (

@@ -41,6 +41,9 @@ MIN_CHUNK = {"bf16": 1, "f32": 1, "fp8_block": 2, "mxfp4": 4}
 """K blocks of a tile that one bulk copy should bring at least: some 4 KiB."""
 ACT_BLOCK_BYTES = 2048
 MAX_SPLITS = 4
+MAX_TOP = 8
+MAX_EXPERTS = 1024
+"""Of the routing record: experts per row, so that 64 are active at most, and one membership word per lane."""
 PEER_SLOTS = 3
 """Epochs of pushed terms kept apart. A rank that has the terms of epoch e + 2 of every rank knows that all
 have read those of epoch e: no rank waits before it pushes."""
@@ -56,6 +59,12 @@ def ceil_div(a: int, b: int) -> int:
 def pad(n: int, multiple: int = BLOCK_COLS) -> int:
     """n rounded up to a multiple."""
     return ceil_div(n, multiple) * multiple
+
+
+def multiples(n: int, of: int) -> str:
+    """The multiples of a number next to n, in words."""
+    below = n // of * of
+    return f"{below} or {below + of}" if below > 0 else str(of)
 
 
 def tile(graph: TileGraph, ctx: PassContext) -> TileGraph:
@@ -76,6 +85,7 @@ class _Tiler:
             raise self.unfit(
                 self.graph.ops[0],
                 f"hidden size {self.graph.hidden} is not a multiple of 16, the columns of one MMA step",
+                f"hidden size {multiples(self.graph.hidden, 16)}",
             )
         table: dict[str, Callable[[TileOp], TileOp]] = {
             "embed": self.embed, "qkv": self.qkv, "attention": self.attention,
@@ -94,8 +104,14 @@ class _Tiler:
 
     # ---- helpers -------------------------------------------------------------------------------------------
 
-    def unfit(self, op: TileOp, message: str) -> Exception:
-        return error("TC0222", message, span=op.loc.span(op.name), help="change the size in config.json")
+    def unfit(self, op: TileOp, message: str, nearest: str) -> Exception:
+        """`nearest`: the nearest legal sizes, in words."""
+        return error(
+            "TC0222",
+            message,
+            span=op.loc.span(op.name),
+            help=(f"nearest: {nearest}", "change the size in config.json"),
+        )
 
     def space(
         self,
@@ -158,7 +174,9 @@ class _Tiler:
         weight = self.matrix(op)
         if weight.format == "mxfp4" and weight.cols % 32:
             raise self.unfit(
-                op, f"`{weight.name}` has {weight.cols} columns; MXFP4 scales cover 32 columns each"
+                op,
+                f"`{weight.name}` has {weight.cols} columns; MXFP4 scales cover 32 columns each",
+                f"{multiples(weight.cols, 32)} columns",
             )
         blocks = ceil_div(weight.cols, BLOCK_COLS)
         group, chunk, experts = self.stage(op, tiles, splits, slots)
@@ -258,15 +276,31 @@ class _Tiler:
             int(a[k]) for k in ("heads", "kv_heads", "head_dim", "v_head_dim", "rotary")
         )
         if heads % kv_heads:
-            raise self.unfit(op, f"{heads} query heads do not divide into {kv_heads} KV heads")
-        if rotary < 2:
-            raise self.unfit(op, "the rotary size is 0; the kernel rotates at least one pair of each head")
-        if heads // kv_heads > TILE_ROWS:
+            most = TILE_ROWS * kv_heads
             raise self.unfit(
-                op, f"{heads} query heads on {kv_heads} KV heads: at most {TILE_ROWS} may share one KV head"
+                op,
+                f"{heads} query heads do not divide into {kv_heads} KV heads",
+                f"{multiples(heads, kv_heads) if heads < most else most} query heads",
+            )
+        if rotary < 2:
+            raise self.unfit(
+                op,
+                f"the rotary size is {rotary}; the kernel rotates at least one pair of each head",
+                "rotary size 2",
+            )
+        if heads // kv_heads > TILE_ROWS:
+            enough = next(n for n in range(kv_heads, heads + 1) if heads % n == 0 and heads <= TILE_ROWS * n)
+            raise self.unfit(
+                op,
+                f"{heads} query heads on {kv_heads} KV heads: at most {TILE_ROWS} may share one KV head",
+                f"{TILE_ROWS * kv_heads} query heads or {enough} KV heads",
             )
         if v_dim % 2:
-            raise self.unfit(op, f"value head size {v_dim} is odd; two neighbouring values share a word")
+            raise self.unfit(
+                op,
+                f"value head size {v_dim} is odd; two neighbouring values share a word",
+                f"value head size {multiples(v_dim, 2)}",
+            )
         self.check_head_sizes(op)
         rope_tiles = ceil_div(rotary // 2, 8)
         qk_tiles, v_tiles = rope_tiles + ceil_div(dim - rotary, TILE_ROWS), ceil_div(v_dim, TILE_ROWS)
@@ -296,7 +330,8 @@ class _Tiler:
         raise self.unfit(
             op,
             f"heads of {dim} and values of {v_dim} need {need} registers per thread in attention,"
-            f" at most {MAX_FRAGMENT_REGISTERS} fit; nearest: {' or '.join(legal) or '192 and 192'}",
+            f" at most {MAX_FRAGMENT_REGISTERS} fit",
+            " or ".join(legal) or "head size 192 and value size 192",
         )
 
     def attention(self, op: TileOp) -> TileOp:
@@ -385,8 +420,12 @@ class _Tiler:
 
     def route(self, op: TileOp) -> TileOp:
         experts, k = int(op.attrs["experts"]), int(op.attrs["k"])
-        if k > 8 or experts > 1024:
-            raise self.unfit(op, f"top-{k} of {experts} experts: at most 8 of 1024 are supported")
+        if not 1 <= k <= min(MAX_TOP, experts) or experts > MAX_EXPERTS:
+            raise self.unfit(
+                op,
+                f"top-{k} of {experts} experts: at most {MAX_TOP} of {MAX_EXPERTS} are supported",
+                f"top-{max(1, min(k, MAX_TOP, experts))} of {min(experts, MAX_EXPERTS)}",
+            )
         layers = self.graph.layers
         log = self.space("routes", "u32", (layers, ROWS, k), layers * ROWS * k * 4)
         mine = Access("routes", ((op.layer, op.layer + 1), *log.box[1:]))
