@@ -237,7 +237,9 @@ struct Gemv {
     const u32 n = n_tasks(c);
     const u32 wk = c.warp % Op::kWarpsK, tile = c.warp / Op::kWarpsK * kWarpTiles;
     const u32 mine = (tile * Op::kChunk + wk) * kBlockBytes;
-    const BlockAt lane = {mine + c.lane * 16, mine + c.lane / 4 * 8, wk * kActBlock + c.lane * 8};
+    BlockAt lane = {mine + c.lane * 16, mine + c.lane / 4 * 8, wk * kActBlock + c.lane * 8};
+    // Kept in registers: left to itself the compiler computes them again for every chunk.
+    tk::opaque(lane.codes), tk::opaque(lane.scales), tk::opaque(lane.acts);
     TILECC_ROLLED
     for (u32 q = first_task(c, Op::kRotation); q < n; q += c.ncta) {
       const Task t = task(q);

@@ -14,7 +14,9 @@ TK_FN bool elect() { return (threadIdx.x & 31u) == 0u; }
 
 TK_FN smem_t smem_base() {
   extern __shared__ __align__(1024) uint8_t tk_dynamic_smem[];
-  return static_cast<u32>(__cvta_generic_to_shared(tk_dynamic_smem));
+  u32 base = static_cast<u32>(__cvta_generic_to_shared(tk_dynamic_smem));
+  opaque(base);  // a register: as a constant it would be read from a special register wherever it is used
+  return base;
 }
 
 // Annotations for the emulator's reports; nothing on the GPU.

@@ -1,0 +1,173 @@
+"""Limits of the main loops in machine code, at matrices of MiMo-V2.5-Pro on one of eight ranks and whole.
+
+Instructions per weight, the share of H200 bandwidth that they allow, registers without spills, weight rings.
+An SM of an H200 at 4.8 TB/s has 3.3 lane instructions per MXFP4 weight to spend, of which 1.6 on the integer
+pipe (tilecc/build/loop_model.py); the limits leave room for what the model does not know. They are upper
+bounds: the counts themselves are golden files (tests/build/test_sass.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.build.test_one_rank import compiled
+from tests.build.test_sass import MODEL, needs_tools
+from tilecc.build.sass_stats import LoopStats, SassReport, sass_stats
+from tilecc.emit.compiler import compile_model
+from tilecc.emit.single import SingleOp, one_op_package
+from tilecc.target import find_target
+
+RING_BYTES = 96 * 1024
+"""Weights in flight that an SM of every target needs at least (the larger figure of the target table)."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Lane instructions per weight, all and those of the integer pipe and IMAD; share of bandwidth."""
+
+    all: float
+    integer: float
+    share: float
+
+
+LIMITS = {
+    "mxfp4": Limit(2.3, 1.4, 0.85),
+    "fp8_block": Limit(1.6, 1.4, 0.92),
+    "bf16": Limit(0.9, 0.4, 0.92),
+    "f32": Limit(7.2, 4.0, 0.92),
+}
+"""f32 is the router alone, 2 % of the bytes: its limit is what the split into three bf16 numbers costs."""
+
+OPS = {
+    # one of eight ranks
+    "qkv": SingleOp("router", "fp8_block", 3392, 6144),
+    "gate_up": SingleOp("gate_up", "fp8_block", 4096, 6144),
+    "down": SingleOp("project", "fp8_block", 6144, 2048),
+    "o_proj": SingleOp("project", "bf16", 6144, 2048),
+    "router": SingleOp("router", "f32", 384, 6144),
+    "experts": SingleOp("experts", "mxfp4", 512, 6144, experts=384, k=8),
+    "head": SingleOp("head", "bf16", 19072, 6144),
+    # the whole model on one
+    "qkv_whole": SingleOp("router", "fp8_block", 27136, 6144),
+    "gate_up_whole": SingleOp("gate_up", "fp8_block", 32768, 6144),
+    "down_whole": SingleOp("project", "fp8_block", 6144, 16384),
+    "o_proj_whole": SingleOp("project", "bf16", 6144, 16384),
+    "experts_whole": SingleOp("experts", "mxfp4", 4096, 6144, experts=384, k=8),
+    "head_whole": SingleOp("head", "bf16", 152576, 6144),
+    # tall matrices of either scaled format: the loops of benchmarks/mainloop.py
+    "mxfp4_wide": SingleOp("gate_up", "mxfp4", 122880, 6144),
+    "fp8_wide": SingleOp("router", "fp8_block", 65536, 6144),
+}
+
+
+def within(loop: LoopStats) -> list[str]:
+    """What of a loop exceeds its limits, in words."""
+    limit, bound = LIMITS[loop.format], loop.bound()
+    assert loop.all_per_weight is not None and loop.integer_per_weight is not None and bound is not None
+    found = [
+        ("lane instructions per weight", loop.all_per_weight, limit.all),
+        ("integer and logic per weight", loop.integer_per_weight, limit.integer),
+        (f"share of bandwidth ({bound.resource})", -min(1.0, bound.share), -limit.share),
+    ]
+    return [
+        f"{loop.op}: {name} {abs(got):.3f}, limit {abs(most):.3f}" for name, got, most in found if got > most
+    ]
+
+
+def no_stack(report: SassReport) -> None:
+    k = report.kernel
+    assert (k.stack_bytes, k.spill_store_bytes, k.spill_load_bytes) == (0, 0, 0), report.local_accesses
+    assert report.local_accesses == {}
+
+
+def ring_constant(package: Path) -> int:
+    """Bytes of the weight ring, from the constants of the emitted file."""
+    (source,) = (package / "kernels").glob("*.cu")
+    text = source.read_text(encoding="utf-8")
+    value = {name: int(n) for name, n in re.findall(r"constexpr u32 (kWStages|kWStageBytes) = (\d+);", text)}
+    return value["kWStages"] * value["kWStageBytes"]
+
+
+TARGETS = [
+    pytest.param(
+        name,
+        target,
+        marks=[pytest.mark.nightly] if target == "sm_100a" or name.endswith(("_whole", "_wide")) else [],
+    )
+    for target in ("sm_90a", "sm_100a")
+    for name in OPS
+]
+
+
+@needs_tools
+@pytest.mark.parametrize(("name", "target"), TARGETS)
+def test_one_op_is_within_its_limits(name: str, target: str, tmp_path: Path) -> None:
+    package = one_op_package(tmp_path / "p", OPS[name])
+    report, _ = sass_stats(package.directory, target)
+    no_stack(report)
+    ring = ring_constant(package.directory)
+    assert ring == report.ring_bytes["weights"] >= RING_BYTES
+    loops = [loop for loop in report.loops if loop.weights]
+    assert len(loops) == (2 if OPS[name].kind == "experts" else 1)
+    cache = find_target(target).sm.l1_icache
+    for loop in loops:
+        print(
+            f"{name} {loop.op} {target}: {loop.all_per_weight:.3f} instructions per weight,"
+            f" {loop.integer_per_weight:.3f} integer and logic, loop {loop.loop_bytes} B"
+        )
+        assert loop.loop_bytes <= cache // 4
+    if target == "sm_90a":
+        assert [line for loop in loops for line in within(loop)] == []
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Packages of whole kernels: the small model, and one of eight ranks of MiMo-V2.5-Pro."""
+    folder = tmp_path_factory.mktemp("whole")
+    compile_model(MODEL, target="sm_90a", out=folder / "tiny")
+    for kv in ("bf16", "fp8"):
+        compiled(folder / kv, kv)
+    yield {name: folder / name for name in ("tiny", "bf16", "fp8")}
+
+
+@needs_tools
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("tiny", "sm_90a"),
+        pytest.param("tiny", "sm_100a", marks=pytest.mark.nightly),
+        ("bf16", "sm_90a"),
+        pytest.param("bf16", "sm_100a", marks=pytest.mark.nightly),
+        pytest.param("fp8", "sm_90a", marks=pytest.mark.nightly),
+        pytest.param("fp8", "sm_100a", marks=pytest.mark.nightly),
+    ],
+)
+def test_a_whole_kernel_is_within_its_limits(whole: dict[str, Path], name: str, target: str) -> None:
+    """No stack and no spills with all ops and roles in one kernel. The loops of one rank keep the limits
+    beside everything else; those of the small model have a block or two per turn, so waits count more."""
+    report, _ = sass_stats(whole[name], target)
+    no_stack(report)
+    assert ring_constant(whole[name]) == report.ring_bytes["weights"] >= RING_BYTES
+    loops = [loop for loop in report.loops if loop.weights]
+    assert len(loops) == 9
+    if name != "tiny" and target == "sm_90a":
+        assert [line for loop in loops for line in within(loop)] == []
+
+
+def test_a_loop_that_exceeds_its_limits_is_named() -> None:
+    """The check of a loop with one instruction too many, on counts made by hand."""
+    from tilecc.build.loop_model import Bound
+
+    loop = LoopStats(
+        op="O", kind="project", format="bf16", shape=[16, 128], role="consumer", at=0, line="k.cu:1",
+        instructions=29, pipes={"integer": 12, "tensor": 8, "shared": 9}, opcodes={}, weights=1024,
+        per_weight={}, stalls=0, scoreboard_waits=0, waits=1, unknown_inner_loops=0, wavefronts=0,
+        path_bytes=0, loop_bytes=0, bounds=[Bound("shared memory", 1.0, 0.93)], lines={},
+    )  # fmt: skip
+    (one,) = within(loop)
+    assert one == "O: lane instructions per weight 0.906, limit 0.900"
