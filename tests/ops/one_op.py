@@ -65,6 +65,23 @@ def build(out: Path, op: SingleOp, seed: int = 0, like: SingleOp | None = None) 
     return Built(package, packed(package, source), weights, norm, rng)
 
 
+def assert_clean(kernel: BareKernel) -> None:
+    """The last launch, with all detectors: no findings, and no bank conflicts.
+
+    The list of active experts is the exception: where its entries go depends on which experts were chosen,
+    and one warp scatters up to 64 of them once per layer.
+    """
+    device = kernel.device
+    assert isinstance(device, EmulatorDevice) and device.last_result is not None
+    assert device.last_report == ""
+    banks = device.last_result.stats.banks
+    assert sum(c.accesses for c in banks.values()) > 0
+    for site, c in banks.items():
+        # Eight entries of a row, or as many experts of one lane, are the most that meet in a bank.
+        most = 8 * c.accesses if site.place.startswith("include/op_route.cuh") else c.ideal
+        assert c.wavefronts <= most, (site, c)
+
+
 def packed(package: SinglePackage, source: TensorSource) -> NDArray[np.uint8]:
     """The image of the package with the tensors of `source`."""
     image = np.zeros(package.manifest.image_bytes, np.uint8)
@@ -81,9 +98,9 @@ def with_matrices(out: Path, op: SingleOp, tensors: Mapping[str, NDArray[Any]]) 
 
 
 def norm_inputs(x: NDArray[Any], hidden: int) -> dict[str, NDArray[Any]]:
-    """Regions of a norm prologue for x bf16 [8, hidden]: x itself and its sums of squares per 64 columns."""
+    """Regions of a norm prologue for x bf16 [up to 8, hidden]: x, and its sums of squares per 64 columns."""
     padded = np.zeros((8, -(-hidden // 64) * 64))
-    padded[:, :hidden] = x.astype(np.float64)
+    padded[: len(x), :hidden] = x.astype(np.float64)
     sums = (padded.reshape(8, -1, 64) ** 2).sum(axis=2).astype(np.float32)
     return {"x": to_fragments(x), "sum_sq": np.ascontiguousarray(sums.T)}
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.ops.attention import (
+    E4M3,
     PRO_GLOBAL,
     PRO_WINDOW,
     Built,
@@ -28,7 +29,7 @@ from tests.ops.attention import (
     random_case,
     reference,
 )
-from tests.ops.one_op import SCHEDULES
+from tests.ops.one_op import SCHEDULES, assert_clean
 from tilecc.runtime.devices.emu_lib import DETECT_ALL
 
 Make = Callable[..., Built]
@@ -52,7 +53,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
 def run(built: Built, case: Case, **options: Any) -> np.ndarray:
     kernel = built.emulator(**{"detect": DETECT_ALL, **options})
     got = attend(kernel, built, case)
-    assert kernel.device.last_report == ""  # type: ignore[attr-defined]
+    assert_clean(kernel)
     return got
 
 
@@ -62,7 +63,7 @@ def splits(built: Built) -> int:
 
 PLACES: dict[str, list[Place]] = {
     "one key": [(0, 0)],
-    "around the window": [(126, 0), (127, 1), (128, 2)],
+    "window - 1, window, window + 1": [(126, 0), (127, 1), (128, 2)],
     "draft block": [(200 + i, 1) for i in range(8)],
     "block boundary": [(252 + i, 0) for i in range(8)],
     "mixed": [(5, 0), (300, 1), (301, 1), (140, 2), (302, 1), (141, 2), (6, 0)],
@@ -89,6 +90,16 @@ def test_4096_positions(make: Make, kv: str) -> None:
     ring = make(dataclasses.replace(PRO_WINDOW, kv=kv, max_context=4104, max_seqs=1))
     case = random_case(ring.shape, [(4090 + i, 0) for i in range(6)])
     check(run(ring, case), reference(case, ring.sinks))
+
+
+@pytest.mark.parametrize("kv", KV)
+def test_65536_positions_of_a_sliding_layer(make: Make, kv: str) -> None:
+    """The ring after 454 laps, at the end of the context."""
+    shape = dataclasses.replace(PRO_WINDOW, kv=kv, max_context=65536, max_seqs=1)
+    built = make(shape)
+    case = random_case(shape, [(65528 + i, 0) for i in range(8)])
+    assert 65535 // (16 * built.kv_blocks) > 400
+    check(run(built, case), reference(case, built.sinks))
 
 
 @pytest.mark.nightly
@@ -140,6 +151,41 @@ def test_extreme_sinks_and_scores(make: Make, shape: Shape) -> None:
     assert not run(certain, random_case(shape, places)).astype(np.float32).any()
 
 
+@pytest.mark.parametrize("shape", [PRO_WINDOW, PRO_GLOBAL], ids=["window", "global"])
+def test_every_fp8_code_of_the_cache_is_exact(make: Make, shape: Shape) -> None:
+    """One visible key has probability 1, so a row's output is its value; NaN codes stay NaN, sinks count
+    nothing."""
+    shape = dataclasses.replace(shape, kv="fp8", max_seqs=4)
+    built = make(shape, sinks=np.full(16, -np.inf, np.float32)) if shape.sink else make(shape)
+    case = random_case(shape, [(0, seq) for seq in range(4)])
+    codes = np.arange(512).reshape(4, 128) % 256
+    codes[2:] = codes[:2, ::-1]
+    case.v[:, 0, 0] = codes.astype(np.uint8).view(E4M3).astype(np.float32)
+    got = run(built, case).reshape(4, 16, 128).astype(np.float32)
+    want = case.v[:, 0]
+    assert ((got == want) | (np.isnan(got) & np.isnan(want))).all() and np.isnan(got).sum() == 2 * 2 * 16
+
+
+@pytest.mark.parametrize("shape", [PRO_WINDOW, PRO_GLOBAL], ids=["window", "global"])
+def test_every_fp8_code_of_a_key_counts_as_it_is(make: Make, shape: Shape) -> None:
+    """A query that is zero but at one dimension sees one code of a key. With a score of 1 to 2 a code that is
+    wrong by one step would move the result by far more than the bound."""
+    shape = dataclasses.replace(shape, kv="fp8", max_seqs=4)
+    built = make(shape)
+    for first in (0, 128):
+        case = random_case(shape, [(1, row % 4) for row in range(8)])
+        case.q[:], case.k[:] = 0, 0
+        case.v[:, 0], case.v[:, 1] = 1, -1
+        for row, head in np.ndindex(8, 16):
+            code = first + 16 * row + head
+            value = float(np.uint8(code).view(E4M3))
+            if value == 0 or np.isnan(value):
+                continue
+            case.k[row % 4, 0, 0, 16 * row + head] = value
+            case.q[row, head, 16 * row + head] = 2.0 ** np.ceil(np.log2(192**0.5 / abs(value)))
+        check(run(built, case), reference(case, built.sinks, splits(built)))
+
+
 def test_equal_scores_average_the_values(make: Make) -> None:
     """With queries of zero every visible key counts the same, so nothing may be counted twice or left out."""
     built = make(PRO_GLOBAL)
@@ -182,8 +228,13 @@ def test_a_row_depends_on_nothing_but_itself(make: Make, shape: Shape, kv: str) 
     rng = np.random.default_rng(1)
     for count in range(2, 9):
         order = [int(i) for i in rng.permutation(8)[:count]]
-        got = bits(run(built, case.rows(*order), grid=int(rng.integers(1, 9))))
+        got = bits(run(built, case.rows(*order), grid=(1, 2, 3, 5, 8)[count % 5]))
         assert (got == together[order]).all(), f"rows {order}"
+    # Row 0 in every column, beside other rows of its own sequence and of others.
+    for at in range(8):
+        order = [int(i) for i in 1 + rng.permutation(7)]
+        order.insert(at, 0)
+        assert (bits(run(built, case.rows(*order))) == together[order]).all(), f"rows {order}"
 
 
 @pytest.mark.parametrize("kv", KV)
@@ -196,6 +247,7 @@ def test_adversarial_schedules(make: Make, shape: Shape, kv: str) -> None:
     for schedule, landing, seed, grid in SCHEDULES:
         kernel = built.emulator(grid=grid, detect=DETECT_ALL, schedule=schedule, landing=landing, seed=seed)
         got = attend(kernel, built, case, steps=3)
+        assert_clean(kernel)
         assert (bits(got) == want).all(), (schedule, landing, seed, grid)
 
 

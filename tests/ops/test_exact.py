@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.ops.one_op import BF16, F64, Built, with_matrices
+from tests.ops.one_op import BF16, F64, Built, assert_clean, with_matrices
 from tilecc.emit.single import SingleOp
 from tilecc.runtime.devices.emu_lib import DETECT_ALL
 from tilecc.runtime.fragments import to_fragments
@@ -44,7 +44,7 @@ def one_at_a_time(built: Built, values: NDArray[Any]) -> NDArray[np.float32]:
         x[np.arange(8), first + np.arange(8)] = values[first : first + 8]
         result = kernel.run({"hidden": to_fragments(x)})
         out[:, first : first + 8] = result.partials(built.constant("Project", "tile_splits"), rows).T
-        assert kernel.device.last_report == ""  # type: ignore[attr-defined]
+        assert_clean(kernel)
     return out
 
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.ops.loops import Inputs, check_experts, outcome, random_inputs, reference
-from tests.ops.one_op import BF16, SCHEDULES, Built, build, packed
+from tests.ops.one_op import BF16, SCHEDULES, Built, assert_clean, build, packed
 from tilecc.emit.single import SingleOp
 from tilecc.runtime.bare import BareResult
 from tilecc.runtime.devices.emu_lib import DETECT_ALL
@@ -44,7 +44,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
 def run(built: Built, op: SingleOp, inputs: Inputs, rows: int = 8, **options: Any) -> BareResult:
     kernel = built.emulator(**{"detect": DETECT_ALL, **options})
     result = kernel.run(inputs.regions(op), rows=rows, logits=op.kind == "head")
-    assert kernel.device.last_report == ""  # type: ignore[attr-defined]
+    assert_clean(kernel)
     return result
 
 

@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.ops.attention import PRO_GLOBAL, Shape, cache_bytes, cache_values, query_values, random_case
-from tests.ops.one_op import Built, build, norm_inputs, normalised
-from tilecc.emit.single import SingleOp, graph_package
+from tests.ops.attention import (
+    PRO_GLOBAL,
+    Place,
+    Shape,
+    cache_bytes,
+    cache_values,
+    query_values,
+    random_case,
+)
+from tests.ops.one_op import SCHEDULES, Built, assert_clean, build, norm_inputs, normalised, packed
+from tilecc.emit.single import SingleOp, SinglePackage, graph_package
 from tilecc.ir.loc import Loc
 from tilecc.ir.tile import TileGraph, TileOp, Weight
 from tilecc.passes.context import PassContext
@@ -20,6 +28,7 @@ from tilecc.runtime.bare import BareKernel
 from tilecc.runtime.devices.emu_lib import DETECT_ALL
 from tilecc.runtime.devices.emulator import EmulatorDevice
 from tilecc.target import find_target
+from tilecc.weights.formats import fp8_block_dequantize, fp8_block_quantize
 from tilecc.weights.image import build_image
 from tilecc.weights.synthetic import BF16, Synthetic
 
@@ -38,8 +47,24 @@ def test_the_inverse_layouts_are_inverse() -> None:
         assert (values[0, :, seen] == case.v[0, seen].transpose(1, 0, 2)).all()
 
 
-def qkv_package(out: Path, shape: Shape) -> tuple[BareKernel, np.ndarray, np.ndarray, int]:
-    """One fused projection of a rank: kernel, matrix [rows, hidden], norm, blocks of the cache."""
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """One fused projection of a rank: matrix float64 [rows, hidden], norm, blocks of the cache."""
+
+    package: SinglePackage
+    shape: Shape
+    image: np.ndarray
+    w: np.ndarray
+    norm: np.ndarray
+    blocks: int
+
+    def emulator(self, grid: int = 3, **options: Any) -> BareKernel:
+        p = self.package
+        device = EmulatorDevice(p.directory, p.manifest, grid, detect=DETECT_ALL, **options)
+        return BareKernel.open(p.directory, device, self.image)
+
+
+def qkv_package(out: Path, shape: Shape, format: str = "bf16", hidden: int = HIDDEN) -> Projection:
     s = shape
     heads: dict[str, Any] = {
         "chunks": 1, "heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.dim, "v_head_dim": s.v_dim,
@@ -48,8 +73,8 @@ def qkv_package(out: Path, shape: Shape) -> tuple[BareKernel, np.ndarray, np.nda
     attrs = {"source": "norm", "eps": 1e-5, **heads, "rotary": ROTARY, "value_scale": VALUE_SCALE,
              "window": s.window, "kv": s.kv}  # fmt: skip
     weights = (
-        Weight("norm", "norm", "bf16", "-", ("norm",), 1, HIDDEN),
-        Weight("w", "matrix", "bf16", "qkv", ("w",), rows, HIDDEN, 0, {**heads, "rotary": ROTARY}),
+        Weight("norm", "norm", "bf16", "-", ("norm",), 1, hidden),
+        Weight("w", "matrix", format, "qkv", ("w",), rows, hidden, 0, {**heads, "rotary": ROTARY}),
         Weight("rope", "rope", "f32", "-", (), s.max_context, ROTARY // 2, 0, {"theta": THETA}),
     )
     uses = {"norm": "norm", "matrix": "w", "aux": "rope"}
@@ -58,16 +83,21 @@ def qkv_package(out: Path, shape: Shape) -> tuple[BareKernel, np.ndarray, np.nda
         TileOp("commit", "commit", "commit", -1, ("commit",), loc=Loc("one op", 1)),
     )
     ctx = PassContext(find_target(s.target), s.max_context, s.max_seqs)
-    graph = TileGraph("qkv", s.target, s.max_context, s.max_seqs, 1, HIDDEN, 1, ops, weights)
+    graph = TileGraph("qkv", s.target, s.max_context, s.max_seqs, 1, hidden, 1, ops, weights)
     package = graph_package(out, graph, ctx)
     source = Synthetic(np.random.default_rng(5))
-    source.tensors["norm"] = source.rng.uniform(0.5, 1.5, HIDDEN).astype(BF16)
-    source.tensors["w"] = (source.rng.standard_normal((rows, HIDDEN), np.float32) / 40).astype(BF16)
-    image = np.zeros(package.manifest.image_bytes, np.uint8)
-    build_image(package.manifest, source, image)
-    device = EmulatorDevice(out, package.manifest, 3, detect=DETECT_ALL)
+    source.tensors["norm"] = source.rng.uniform(0.5, 1.5, hidden).astype(BF16)
+    w = source.rng.standard_normal((rows, hidden), np.float32) / 40
+    if format == "bf16":
+        source.tensors["w"] = w.astype(BF16)
+        w = source.tensors["w"].astype(np.float32)
+    else:
+        source.tensors["w"], source.tensors["w_scale_inv"] = fp8_block_quantize(w)
+        w = fp8_block_dequantize(source.tensors["w"], source.tensors["w_scale_inv"])
     blocks = int(package.program.op_class("Qkv").constants["tile_kv_blocks"])
-    return BareKernel.open(out, device, image), source.tensors["w"], source.tensors["norm"], blocks
+    return Projection(
+        package, s, packed(package, source), w.astype(np.float64), source.tensors["norm"], blocks
+    )
 
 
 def rope(x: np.ndarray, position: int) -> np.ndarray:
@@ -79,26 +109,28 @@ def rope(x: np.ndarray, position: int) -> np.ndarray:
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., ROTARY:]], axis=-1)
 
 
-@pytest.mark.parametrize("kv", ["bf16", "fp8"])
-def test_rope_and_append_of_the_fused_projection(tmp_path: Path, kv: str) -> None:
+@pytest.mark.parametrize(("kv", "format"), [("bf16", "bf16"), ("fp8", "fp8_block")])
+def test_rope_and_append_of_the_fused_projection(tmp_path: Path, kv: str, format: str) -> None:
     """Eight rows of three sequences at positions up to 8,191: queries, keys and values land where attention
     reads them, everything else in the cache stays."""
     shape = dataclasses.replace(PRO_GLOBAL, kv=kv, max_context=8192)
-    kernel, w, norm, blocks = qkv_package(tmp_path / "p", shape)
+    projection = qkv_package(tmp_path / "p", shape, format)
+    kernel, w, norm, blocks = projection.emulator(), projection.w, projection.norm, projection.blocks
     places = [(0, 0), (15, 1), (16, 1), (8191, 2), (4000, 0), (4001, 0), (31, 2), (17, 1)]
     x = np.random.default_rng(6).standard_normal((8, HIDDEN)).astype(BF16)
     before = np.full(kernel.manifest.kv_bytes, 0x5A, np.uint8)
     result = kernel.run(norm_inputs(x, HIDDEN), table=[[(0, p, s) for p, s in places]], kv=before)
+    assert_clean(kernel)
     q = query_values(result.regions["queries"], shape, 8)
     keys, values = cache_values(result.kv, shape, blocks)
     old_keys, old_values = cache_values(before, shape, blocks)
 
     y = normalised(x, norm.astype(np.float64))
-    z = y @ w.astype(np.float64).T
+    z = y @ w.T
     # Sums of 6,144 exact products in float32; a rounding of y that falls on the other side moves by 2^-8 of
     # it; angles are float32, so at position p they are wrong by p 2^-24.
-    sums = (np.abs(y) @ np.abs(w.astype(np.float64)).T) * HIDDEN * 2.0**-24
-    slack = sums.max() + 8 * 2.0**-8 * np.abs(y).max() * np.abs(w.astype(np.float64)).max()
+    sums = (np.abs(y) @ np.abs(w).T) * HIDDEN * 2.0**-24
+    slack = sums.max() + 8 * 2.0**-8 * np.abs(y).max() * np.abs(w).max()
     cut = shape.heads * shape.dim
     for row, (p, s) in enumerate(places):
         spin = np.abs(z[row]).max() * max(p, 1) * 2.0**-23
@@ -111,6 +143,40 @@ def test_rope_and_append_of_the_fused_projection(tmp_path: Path, kv: str) -> Non
             assert (np.abs(got - want) <= unit * np.abs(want) + slack + spin + (kv == "fp8") * 2.0**-10).all()
         old_keys[s, 0, p], old_values[s, 0, p] = keys[s, 0, p], values[s, 0, p]
     assert (keys == old_keys).all() and (values == old_values).all()
+
+
+def projected(projection: Projection, x: np.ndarray, places: list[Place], **options: Any) -> list[bytes]:
+    """Bits of query, key and value of each row."""
+    shape = projection.shape
+    kernel = projection.emulator(**options)
+    regions = norm_inputs(x, projection.norm.size)
+    result = kernel.run(regions, table=[[(0, p, s) for p, s in places]])
+    assert_clean(kernel)
+    q = query_values(result.regions["queries"], shape, len(places))
+    keys, values = cache_values(result.kv, shape, projection.blocks)
+    return [
+        q[i].tobytes() + keys[s, :, p].tobytes() + values[s, :, p].tobytes()
+        for i, (p, s) in enumerate(places)
+    ]
+
+
+@pytest.mark.parametrize(("kv", "format"), [("bf16", "bf16"), ("fp8", "fp8_block")])
+def test_a_projected_row_depends_on_nothing_but_itself(tmp_path: Path, kv: str, format: str) -> None:
+    """Alone, in every column, beside other rows, on any number of CTAs, in any order of events."""
+    shape = Shape(0, heads=6, kv_heads=2, dim=96, v_dim=40, kv=kv, max_context=64, max_seqs=3)
+    projection = qkv_package(tmp_path / "p", shape, format, hidden=400)
+    places = [(0, 0), (15, 1), (16, 1), (63, 2), (40, 0), (41, 0), (31, 2), (17, 1)]
+    x = np.random.default_rng(7).standard_normal((8, 400)).astype(BF16)
+    together = projected(projection, x, places)
+    assert len(set(together)) == 8
+    for i in range(8):
+        assert projected(projection, x[i : i + 1], [places[i]]) == [together[i]], f"row {i} alone"
+        order = [(i + 3 * n) % 8 for n in range(1 + i)][::-1]
+        got = projected(projection, x[order], [places[n] for n in order], grid=1 + i % 5)
+        assert got == [together[n] for n in order], f"rows {order}"
+    for schedule, landing, seed, grid in SCHEDULES:
+        got = projected(projection, x, places, schedule=schedule, landing=landing, seed=seed, grid=grid)
+        assert got == together, (schedule, landing, seed, grid)
 
 
 # -------------------------------------------------------------------------------------------------- routing
@@ -195,7 +261,9 @@ def test_routing_of_384_experts(experts: Built, name: str) -> None:
     built = with_bias(experts, bias)
     x = np.random.default_rng(9).standard_normal((8, 128)).astype(BF16)
     inputs = {**norm_inputs(x, 128), "router_logits": logits}
-    result = built.emulator(detect=DETECT_ALL).run(inputs)
+    kernel = built.emulator(detect=DETECT_ALL)
+    result = kernel.run(inputs)
+    assert_clean(kernel)
     chosen = result.regions["routes"].view(np.uint32).reshape(8, TOP)
     assert [list(row) for row in chosen] == [choose(logits[r], bias) for r in range(8)]
     distinct = len(np.unique(chosen))
@@ -237,8 +305,9 @@ def test_argmax_over_an_eighth_of_the_vocabulary(tmp_path: Path, grid: int) -> N
     assert entry.sources == ["layers.0.w.weight"]
     image = np.zeros(built.package.manifest.image_bytes, np.uint8)
     build_image(built.package.manifest, source, image)
-    kernel = dataclasses.replace(built, image=image).emulator(grid=grid)
+    kernel = dataclasses.replace(built, image=image).emulator(grid=grid, detect=DETECT_ALL)
     result = kernel.run(norm_inputs(x, 128), logits=True)
+    assert_clean(kernel)
     assert result.logits is not None
     got = result.logits[0]
     assert np.isnan(got).sum() == 8 * 11
