@@ -18,6 +18,7 @@ static void land(size_t i) {
   if (i + 1 < e.loads.size()) e.loads[i] = std::move(e.loads.back());
   e.loads.pop_back();
   e.stats.landings++;
+  load.bar->in_flight--;
   uint8_t* to = load.cta->smem + (load.dst - kSmemBase);
   if (load.fill) load.fill(to);
   else memcpy(to, load.src, load.bytes);
@@ -33,6 +34,7 @@ bool land_one() {
 void issue_load(Load load) {
   load.bar->loads_until = load.bar->phase + 1;
   load.bar->load_site = load.site;
+  load.bar->in_flight++;
   engine->loads.push_back(std::move(load));
   if (engine->options.landing == TK_EMU_LAND_AT_ONCE) land(engine->loads.size() - 1);
 }
@@ -52,6 +54,7 @@ void bulk_g2s(uint32_t dst, const void* src, uint32_t bytes, uint32_t bar, Site 
     const AsyncAccess by{m->agent, static_cast<uint32_t>(m->phase) + 1};
     shadow_async_smem(cta, dst, bytes, true, by, "bulk_g2s", site);
     shadow_async_global(src, bytes, false, by, "bulk_g2s", site);
+    carry_written(global_span(src), smem_span(cta, dst), bytes);
   }
   memset(cta->smem + (dst - kSmemBase), 0xff, bytes);  // nobody may read it before it lands
   issue_load({cta, dst, bytes, static_cast<const uint8_t*>(src), m, site, {}});
@@ -97,6 +100,7 @@ void bulk_s2g(void* dst, uint32_t src, uint32_t bytes, Site site) {
     const uint32_t group = static_cast<uint32_t>(w->groups) + 1;
     shadow_async_smem(cta, src, bytes, false, {store_read_agent(w->number), group}, "bulk_s2g", site);
     shadow_async_global(dst, bytes, true, {store_write_agent(w->number), group}, "bulk_s2g", site);
+    carry_written(smem_span(cta, src), global_span(dst), bytes);
   }
   issue_store(std::move(s));
 }

@@ -121,6 +121,12 @@ static void note_wait(MBarrier* bar, Site site) {
 
 static void try_complete(MBarrier* bar) {
   if (bar->pending || bar->tx) return;
+  // Its bytes would count in the phase after it, or have done so in another schedule.
+  if (TK_UNLIKELY(bar->in_flight) && engine->reported_pairs.insert(0xfffffffb00000000ull | bar->id).second)
+    finding("TC0907", text("phase %llu of mbarrier %s is complete, but %u of its loads are still in flight: fewer bytes are "
+                           "expected than are copied",
+                           static_cast<unsigned long long>(bar->phase), barrier_text(bar).c_str(), bar->in_flight),
+            bar->load_site, {"mbar_arrive_expect_tx announces the bytes of every copy that completes on the phase"});
   bar->phase++;
   if (engine->races) {
     if (engine->parity) check_lagging(bar);

@@ -78,7 +78,8 @@ struct LanePast {
 };
 
 // What happened before; the part of it that the async proxy is sure to see (only fence.proxy.async moves generic
-// writes into it); and what would have happened before, too, had every scope been wide enough.
+// writes into it); and what would have happened before, too, had every scope been wide enough and no signal or wait been
+// relaxed without a fence.
 struct Clocks {
   Clock seen, proxied, narrow;
   std::vector<LanePast> past;

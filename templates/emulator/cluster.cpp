@@ -137,6 +137,7 @@ void bulk_s2s(uint32_t dst, uint32_t src, uint32_t bytes, uint32_t bar, Site sit
     const AsyncAccess by{m->agent, static_cast<uint32_t>(m->phase) + 1};
     shadow_async_smem(mine, src, bytes, false, by, "bulk_s2s", site);
     shadow_async_smem(cta, to, bytes, true, by, "bulk_s2s", site);
+    carry_written(smem_span(mine, src), smem_span(cta, to), bytes);
   }
   memset(cta->smem + (to - kSmemBase), 0xff, bytes);
   issue_load({cta, to, bytes, mine->smem + (src - kSmemBase), m, site, {}});

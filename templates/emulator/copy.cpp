@@ -25,7 +25,7 @@ void cp_async(uint32_t dst, const void* src, uint32_t bytes, const char* what, S
   smem_range(cta, dst, 16, 16, what, site);
   if (bytes) global_range(src, bytes, 16, false, what, site);
   if (shadow_on) {
-    if (bytes) shadow_global(src, bytes, false, what, site);
+    if (bytes) shadow_global(kReadWindow, src, bytes, what, site);
     shadow_smem(dst, 16, true, what, site);
     forget_written(cta, dst, 16);  // until the wait
   }
@@ -98,8 +98,8 @@ void bulk_reduce_add(void* dst, uint32_t src, uint32_t bytes, ReduceType type, c
   if (shadow_on) {
     WarpState* w = my_warp();
     const uint32_t group = static_cast<uint32_t>(w->groups) + 1;
-    shadow_async_smem(my_cta(), src, bytes, false, {store_read_agent(w->number), group}, what, site);
-    shadow_async_global(dst, bytes, true, {store_write_agent(w->number), group, true}, what, site);
+    shadow_async_smem(my_cta(), src, bytes, false, {store_read_agent(w->number), group, false, true}, what, site);
+    shadow_async_global(dst, bytes, true, {store_write_agent(w->number), group, true, true}, what, site);
   }
   issue_store(std::move(s));
 }

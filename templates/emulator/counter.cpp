@@ -42,13 +42,15 @@ static void record(uint32_t* p, uint32_t before, bool store, bool release, tk::S
   n.what = what;
   n.site = site;
   n.releases = publish(release, scope, n);
-  if (!c.history.empty() && static_cast<int32_t>(n.value - before) < 0) {  // it starts again from a lower value
+  // It starts again: from a lower value, or from one that was written without a signal.
+  if (!c.history.empty() && (static_cast<int32_t>(n.value - before) < 0 || c.history.back().value != before)) {
     c.forgotten += c.history.size();
     c.history.clear();
   }
   if (c.history.empty()) c.old.clear(), c.initial = before, c.first = c.forgotten;
   n.chain = c.forgotten + c.history.size();
   n.narrowest = n.releases ? n.scope : tk::Scope::kSys;
+  n.all_release = n.releases;
   n.rank = n.releases ? static_cast<int>(n.cta->rank) : kNoRank;
   if (store || c.history.empty()) {
     n.all = n.own;
@@ -56,6 +58,7 @@ static void record(uint32_t* p, uint32_t before, bool store, bool release, tk::S
     const Publication& last = c.history.back();
     n.chain = last.chain;
     n.narrowest = std::min(n.narrowest, last.narrowest);
+    n.all_release = n.releases && last.all_release;
     if (n.rank == kNoRank) n.rank = last.rank;
     else if (last.rank != kNoRank && last.rank != n.rank) n.rank = kSeveralRanks;
     n.all = last.all;
@@ -233,7 +236,7 @@ void poison_word(void* p, uint64_t value, uint32_t bytes, Site site) {
   global_range(p, bytes, bytes, true, "poison_word", site);
   count(kStg);
   count(kStgBytes, bytes);
-  if (shadow_on) shadow_global(p, bytes, true, "poison_word", site);
+  if (shadow_on) shadow_global(kWriteWindow, p, bytes, "poison_word", site);
   Word& w = engine->words[p];
   w.poison = value;
   w.has_poison = true;

@@ -65,6 +65,7 @@ struct MBarrier {
   std::vector<Thread*> waiters;
   Clocks arriving, done;  // published to the running phase, and to the last complete one
   uint32_t agent = 0;
+  uint32_t in_flight = 0;                      // loads
   uint64_t loads_until = 0, waited_until = 0;  // phases that the last load completes; that some wait has seen complete
   Site load_site;
   // The mbar_init: a generic write of lane 0 that every use must come after, an asynchronous one behind a fence.
@@ -163,7 +164,7 @@ constexpr int kNoRank = -1, kSeveralRanks = -2;
 struct Publication {
   uint32_t value = 0;    // of the counter, after it
   tk::Scope scope = tk::Scope::kSys;
-  bool releases = false; // false: relaxed, and no fence before it
+  bool releases = false; // false: relaxed, and no fence before it; `own` then holds what a release had published, as `narrow`
   const Cta* cta = nullptr;
   const char* what = "";
   Site site;
@@ -172,6 +173,7 @@ struct Publication {
   Clocks all;
   uint64_t chain = 0;    // number of the publication that it starts with
   tk::Scope narrowest = tk::Scope::kSys;
+  bool all_release = true;
   int rank = kNoRank;    // of all who published
 };
 
@@ -195,8 +197,10 @@ struct Word {
   std::unique_ptr<Publication> last;
 };
 
-// A release and an acquire that met, but not within each other's scope.
+// Why a signal and a wait that met order nothing.
+enum class Lost : uint8_t { kScope, kRelaxedSignal, kRelaxedWait };
 struct NarrowEdge {
+  Lost why;
   const char *from_what, *what;
   Site from, to;
   tk::Scope from_scope, scope;

@@ -141,7 +141,16 @@ bool publish(bool release, tk::Scope scope, Publication& to) {
   const LaneClocks* best = nullptr;
   for (const LaneClocks& f : k.fenced)
     if ((f.lanes >> cur->lane & 1) && (!best || f.scope > best->scope)) best = &f;
-  if (!best) return false;
+  if (!best) {  // reports of races name it
+    if (cur->lane == 0) {
+      to.own.narrow = k.lane0.seen;
+      to.own.narrow.raise(k.agent + kLane0Part, k.releases++);
+    } else {
+      to.own.narrow = k.rest.seen;
+    }
+    to.own.narrow.raise(k.agent + kLanesPart, k.epoch - 1);
+    return false;
+  }
   to.scope = std::min(scope, best->scope);
   for (const LaneClocks& f : k.fenced)
     if ((f.lanes >> cur->lane & 1) && f.scope >= to.scope) to.own.join(f.clocks);
@@ -170,7 +179,7 @@ static void fence_before_signals(tk::Scope scope) {
 }
 
 // Remembers an edge that exists but does not reach: reports of races look here for what should have ordered them.
-static void note_narrow(const Publication& from, tk::Scope scope, const char* what, Site site) {
+static void note_narrow(const Publication& from, tk::Scope scope, const char* what, Site site, Lost why = Lost::kScope) {
   Engine& e = *engine;
   WarpClocks& k = clocks_of(cur->warp);
   Clocks lost;
@@ -182,12 +191,13 @@ static void note_narrow(const Publication& from, tk::Scope scope, const char* wh
   }
   (cur->lane == 0 ? k.lane0 : k.rest).join(lost);
   for (NarrowEdge& n : e.narrow_edges)
-    if (n.from.line() == from.site.line() && n.to.line() == site.line() && n.from_scope == from.scope && n.scope == scope) {
+    if (n.from.line() == from.site.line() && n.to.line() == site.line() && n.from_scope == from.scope && n.scope == scope &&
+        n.why == why) {
       n.lost.join(lost);
       return;
     }
   if (e.narrow_edges.size() < 64)
-    e.narrow_edges.push_back({from.what, what, from.site, site, from.scope, scope, from.cta->rank != cur->cta->rank, lost});
+    e.narrow_edges.push_back({why, from.what, what, from.site, site, from.scope, scope, from.cta->rank != cur->cta->rank, lost});
 }
 
 static void hold_for_fence(const Clocks& clocks, tk::Scope needed) {
@@ -200,7 +210,7 @@ static void hold_for_fence(const Clocks& clocks, tk::Scope needed) {
 
 void acquire_one(const Publication& from, tk::Scope scope, bool relaxed, const char* what, Site site) {
   const Cta* me = cur->cta;
-  if (!from.releases) return;
+  if (!from.releases) return note_narrow(from, scope, what, site, Lost::kRelaxedSignal);
   if (!in_scope(from.scope, from.cta, me) || !in_scope(scope, from.cta, me)) return note_narrow(from, scope, what, site);
   if (!relaxed) return acquire_by_lane(from.own);
   const tk::Scope needed = from.cta == me ? tk::Scope::kCta : from.cta->rank == me->rank ? tk::Scope::kGpu : tk::Scope::kSys;
@@ -211,9 +221,14 @@ void acquire_one(const Publication& from, tk::Scope scope, bool relaxed, const c
 void acquire(const Counter& c, size_t count, tk::Scope scope, bool relaxed, const char* what, Site site) {
   if (!count) return;
   const Publication& last = c.history[count - 1];
+  if (relaxed) {  // unless a fence follows
+    Publication chain = last;
+    chain.own = last.all;
+    note_narrow(chain, scope, what, site, Lost::kRelaxedWait);
+  }
   const bool everyone = last.narrowest == tk::Scope::kSys && scope == tk::Scope::kSys;
   const bool my_gpu = last.rank == static_cast<int>(cur->cta->rank) && last.narrowest != tk::Scope::kCta && scope != tk::Scope::kCta;
-  if (everyone || my_gpu) {
+  if ((everyone || my_gpu) && last.all_release) {
     if (!relaxed) return acquire_by_lane(last.all);
     return hold_for_fence(last.all, everyone && !my_gpu ? tk::Scope::kSys : tk::Scope::kGpu);
   }

@@ -9,6 +9,7 @@ namespace tk_emu {
 struct AsyncAccess {
   uint32_t agent, time;
   bool reduce = false;
+  bool uses = false;  // of what it reads: a reduction, wgmma
 };
 
 // Agents by the number of a warp over all CTAs.
@@ -44,6 +45,15 @@ void shadow_peer_smem(CtaState* cta, uint32_t addr, uint32_t bytes, bool write, 
 void shadow_async_global(const void* p, uint64_t bytes, bool write, AsyncAccess by, const char* what, Site site);
 void shadow_atomic(const void* p, uint32_t bytes, bool write, bool observes, tk::Scope scope, const char* what,
                    Site site);
+
+// Bytes that a copy brings are written as far as those of its source were.
+struct Span {
+  ShadowSpace* shadow = nullptr;  // null: read-only memory
+  uint64_t at = 0;
+};
+Span smem_span(CtaState* cta, uint32_t addr);
+Span global_span(const void* p);
+void carry_written(Span from, Span to, uint64_t bytes);
 void forget_written(CtaState* cta, uint32_t addr, uint32_t bytes);  // nobody may read it until it is written again
 
 }  // namespace tk_emu

@@ -13,6 +13,7 @@ struct Current {
   const Clocks* knows;
   bool by_proxy;            // an asynchronous access
   bool observes;            // a wait that takes the datum it reads
+  bool uses;                // needs what it reads; other copies carry unwritten bytes on
   const WarpState* warp;
   uint32_t agent;           // of the warp's lanes
   uint32_t lane;            // mask
@@ -96,19 +97,27 @@ inline bool strong(const Access& old, const Current& now) {
   return in_scope(scope, cta_of(old), cur->cta);
 }
 
-// Words for the edge that would have ordered the two, had its scope been wide enough; empty if there is none.
-std::string narrow_edge(const Access& old, const Current& now) {
+// Words for the edge that would have ordered the two, had its scope been wide enough or had it not been relaxed; empty if
+// there is none.
+std::string narrow_edge(const Access& old, const Current& now, Lost& why) {
+  why = Lost::kScope;
   if (old.atomic && now.access.atomic)
     return text("both are atomic, but at %s and %s scope, and the other side is on another %s",
                 scope_name(static_cast<tk::Scope>(old.scope)), scope_name(static_cast<tk::Scope>(now.access.scope)),
                 cta_of(old)->rank == cur->cta->rank ? "CTA" : "rank");
   const auto reaches = [&](const Clocks& k) { return covers(k, old, now.access.bytes, true); };
   if (!reaches(*now.knows)) return "";
-  for (const NarrowEdge& n : engine->narrow_edges)
-    if (reaches(n.lost))
-      return text("ordered only by %s at %s scope (", n.from_what, scope_name(n.from_scope)) + place(n.from) +
-             text(") and %s at %s scope (", n.what, scope_name(n.scope)) + place(n.to) +
-             text("), and the other side is on another %s", n.other_rank ? "rank" : "CTA");
+  const NarrowEdge* n = nullptr;
+  for (const NarrowEdge& each : engine->narrow_edges)  // a scope explains more: the same wait may have been relaxed, too
+    if ((!n || (n->why != Lost::kScope && each.why == Lost::kScope)) && reaches(each.lost)) n = &each;
+  if (n) {
+    why = n->why;
+    return text("ordered only by %s at %s scope (", n->from_what, scope_name(n->from_scope)) + place(n->from) +
+           text(") and %s at %s scope (", n->what, scope_name(n->scope)) + place(n->to) +
+           (why == Lost::kRelaxedSignal ? "), but a relaxed signal publishes only what a fence before it closed"
+            : why == Lost::kRelaxedWait ? "), but a relaxed wait acquires only at a fence after it"
+                                        : text("), and the other side is on another %s", n->other_rank ? "rank" : "CTA"));
+  }
   return "ordered only at a scope that does not reach the other side";
 }
 
@@ -120,7 +129,8 @@ __attribute__((noinline)) void report_race(const Access& old, const Current& now
   const uint64_t pair = static_cast<uint64_t>(old.site) << 32 | now.access.site;
   if (!e.reported_pairs.insert(pair).second) return;
   const SiteEntry& other = e.sites[old.site];
-  const std::string narrow = order == Order::kNone ? narrow_edge(old, now) : "";
+  Lost why = Lost::kScope;
+  const std::string narrow = order == Order::kNone ? narrow_edge(old, now, why) : "";
   std::vector<std::string> notes = {
       text("the other access is a %s by %s: %s at ", old.write ? "write" : "read", author(old, now.access.bytes).c_str(), other.what) +
       place(other.site)};
@@ -128,16 +138,31 @@ __attribute__((noinline)) void report_race(const Access& old, const Current& now
     notes.push_back("they are ordered, but no fence_proxy_async lies between the generic write and the asynchronous access");
   else
     notes.push_back(narrow.empty() ? "no chain of releases and acquires orders the two" : narrow);
-  finding(order == Order::kNoFence ? "TC0914" : narrow.empty() ? "TC0912" : "TC0918",
+  finding(order == Order::kNoFence ? "TC0914" : narrow.empty() || why != Lost::kScope ? "TC0912" : "TC0918",
           text("%s: %s %s %s without being ordered after an earlier %s", who_now().c_str(), now.what,
                now.access.write ? "writes" : "reads", name().c_str(), old.write ? "write" : "read"),
           now.site, notes);
+}
+
+// The read-only path keeps what it read: order does not help.
+template <class Name>
+__attribute__((noinline)) void report_constant(const Access& old, const Current& now, Name&& name) {
+  Engine& e = *engine;
+  if (!e.reported_pairs.insert(1ull << 63 | static_cast<uint64_t>(old.site) << 32 | now.access.site).second) return;
+  const SiteEntry& other = e.sites[old.site];
+  finding("TC0943",
+          text("%s: %s %s %s, which the same launch %s", who_now().c_str(), now.what, now.access.write ? "writes" : "reads",
+               name().c_str(), now.access.write ? "reads as read-only memory" : "has written"),
+          now.site,
+          {text("the other access is a %s by %s: %s at ", old.write ? "write" : "read", author(old, now.access.bytes).c_str(),
+                other.what) + place(other.site)});
 }
 
 // Both accesses touch some of the same bytes.
 template <class Name>
 inline void check_pair(const Access& old, const Current& now, Name&& name) {
   if (!(old.write || now.access.write) || strong(old, now)) return;
+  if (TK_UNLIKELY(old.constant | now.access.constant)) return report_constant(old, now, name);
   if (TK_UNLIKELY(!happened_before(old, now)))
     report_race(old, now, Order::kNone, name);
   else if (now.by_proxy && old.write && !old.async && TK_UNLIKELY(!proxied(old, now)))
@@ -149,7 +174,7 @@ inline bool superseded(const Access& old, const Current& now) {
   const Access& a = now.access;
   if (a.write) return !(old.atomic && a.atomic) || happened_before(old, now);
   if (old.write) return now.observes && old.atomic;
-  return old.agent == a.agent && old.time < a.time;
+  return old.agent == a.agent && old.time < a.time && (a.constant || !old.constant);
 }
 
 // Forgets some bytes of an access; false if none are left.
@@ -195,6 +220,7 @@ bool stripe(Access& old, const Access& a) {
 // One entry stands for several lanes of a warp that do the same in one epoch: to the same bytes, or each to the next.
 TK_ALWAYS bool merge(Access& old, const Access& a) {
   if (old.agent != a.agent || old.time != a.time || old.write != a.write || (old.async | a.async | old.atomic | a.atomic)) return false;
+  if (old.constant != a.constant) return false;
   if (old.bytes == a.bytes && !old.striped) {
     if (old.write && old.lanes != a.lanes) return false;
     old.lanes |= a.lanes;
@@ -222,7 +248,7 @@ TK_ALWAYS Fate meet(Access& old, const Current& now, bool merged, Name&& name) {
 void prune(std::vector<Access>& list, const Current& now) {
   list.erase(std::remove_if(list.begin(), list.end(),
                             [&](const Access& o) {
-                              return !o.write && !now.access.write && !(o.bytes & ~now.access.bytes) && happened_before(o, now);
+                              return !o.write && !now.access.write && (now.access.constant || !o.constant) && !(o.bytes & ~now.access.bytes) && happened_before(o, now);
                             }),
              list.end());
 }
@@ -267,7 +293,7 @@ template <class Name>
 TK_ALWAYS void visit(Granule* g, const Current& now, Name&& name) {
   Engine& e = *engine;
   const Access& a = now.access;
-  if (!a.write && !a.async && TK_UNLIKELY((g->written & a.bytes) != a.bytes) && e.uninitialised &&
+  if (now.uses && TK_UNLIKELY((g->written & a.bytes) != a.bytes) && e.uninitialised &&
       e.reported_pairs.insert(0xffffffff00000000ull | a.site).second)
     finding("TC0913", text("%s: %s reads %s, which nothing has written", who_now().c_str(), now.what, name().c_str()),
             now.site);
@@ -319,6 +345,7 @@ Current generic(bool write, const char* what, Site site) {
   now.access.release = cur->lane == 0 ? k.releases : k.fences[cur->lane];
   now.access.lanes = now.lane;
   now.access.write = write;
+  now.uses = !write;
   now.access.site = static_cast<uint16_t>(site_index(what, site));
   if (write) k.unfenced |= now.lane;
   return now;
@@ -334,6 +361,7 @@ Current asynchronous(bool write, AsyncAccess by, const char* what, Site site) {
   now.site = site;
   now.knows = &warp->clocks.lane0;
   now.by_proxy = true;
+  now.uses = by.uses;
   now.access.agent = by.agent;
   now.access.time = by.time;
   now.access.async = true;
@@ -362,8 +390,9 @@ void shadow_smem(uint32_t addr, uint32_t bytes, bool write, const char* what, Si
   sweep_smem(my_cta(), addr, bytes, now);
 }
 
-void shadow_global(const void* p, uint32_t bytes, bool write, const char* what, Site site) {
-  Current now = generic(write, what, site);
+void shadow_global(WindowKind kind, const void* p, uint32_t bytes, const char* what, Site site) {
+  Current now = generic(kind == kWriteWindow, what, site);
+  now.access.constant = kind == kReadOnlyWindow || kind == kUniformWindow;
   sweep_global(p, bytes, now);
 }
 
@@ -391,6 +420,26 @@ void shadow_atomic(const void* p, uint32_t bytes, bool write, bool observes, tk:
   now.access.scope = static_cast<uint8_t>(scope);
   now.observes = observes;
   sweep_global(p, bytes, now);
+}
+
+Span smem_span(CtaState* cta, uint32_t addr) { return {&cta->shadow, addr - kSmemBase}; }
+
+Span global_span(const void* p) {
+  Buffer* b = const_cast<Buffer*>(buffer_of(p));
+  return b && !b->shadow.empty() ? Span{&b->shadow, reinterpret_cast<uintptr_t>(p) - b->lo} : Span{};
+}
+
+void carry_written(Span from, Span to, uint64_t bytes) {
+  if (!from.shadow || !to.shadow) return;  // read-only memory is written
+  for (uint64_t o = 0; o < bytes;) {
+    const uint64_t f = from.at + o, t = to.at + o;
+    const uint64_t n = std::min({bytes - o, 16 - f % 16, 16 - t % 16});
+    const uint32_t mask = (1u << n) - 1u;
+    const uint32_t written = from.shadow->at(f / 16)->written >> f % 16 & mask;
+    uint16_t& w = to.shadow->at(t / 16)->written;
+    w = static_cast<uint16_t>((w & ~(mask << t % 16)) | written << t % 16);
+    o += n;
+  }
 }
 
 void forget_written(CtaState* cta, uint32_t addr, uint32_t bytes) {

@@ -18,6 +18,7 @@ struct Access {
   bool async : 1;
   bool atomic : 1;
   bool striped : 1;  // lane after lane, byte range after byte range; otherwise every lane touched every byte
+  bool constant : 1; // a load through the read-only path, of memory that nobody may write during the launch
   uint8_t scope : 2; // of an atomic access
 };
 

@@ -74,15 +74,20 @@ void for_rows(const tilecc_tensor& t, const BoxAt& at, Visit&& visit) {
   }
 }
 
-// Copies a row piece by piece between global memory and its place in the box.
-void move(const tilecc_tensor& t, const Row& r, uint8_t* box, bool load) {
+// The pieces of a row that stay together in the box: visit(global memory, offset in the box, bytes).
+template <class Visit>
+void for_pieces(const tilecc_tensor& t, const Row& r, Visit&& visit) {
   for (uint32_t o = r.offset; o < r.offset + r.bytes;) {
     const uint32_t end = (o | 15u) + 1 < r.offset + r.bytes ? (o | 15u) + 1 : r.offset + r.bytes;
-    uint8_t* in_box = box + (t.swizzle ? o ^ ((o >> 7 & 7u) << 4) : o);
-    uint8_t* global = r.global + (o - r.offset);
-    memcpy(load ? in_box : global, load ? global : in_box, end - o);
+    visit(r.global + (o - r.offset), t.swizzle ? o ^ ((o >> 7 & 7u) << 4) : o, end - o);
     o = end;
   }
+}
+
+void move(const tilecc_tensor& t, const Row& r, uint8_t* box, bool load) {
+  for_pieces(t, r, [&](uint8_t* global, uint32_t at, uint32_t bytes) {
+    memcpy(load ? box + at : global, load ? global : box + at, bytes);
+  });
 }
 
 void check_shared(const tilecc_tensor& t, uint32_t addr, const char* what, Site site) {
@@ -107,7 +112,12 @@ void tma_load(uint32_t dst, const tk::tmap_t* map, uint32_t rank, BoxAt at, uint
     global_range(r.global, r.bytes, 1, false, what, site);
     if (shadow_on) shadow_async_global(r.global, r.bytes, false, by, what, site);
   });
-  if (shadow_on) shadow_async_smem(cta, dst, bytes, true, by, what, site);
+  if (shadow_on) {
+    shadow_async_smem(cta, dst, bytes, true, by, what, site);
+    for_rows(t, at, [&](const Row& r) {
+      for_pieces(t, r, [&](uint8_t* global, uint32_t o, uint32_t n) { carry_written(global_span(global), smem_span(cta, dst + o), n); });
+    });
+  }
   memset(cta->smem + (dst - kSmemBase), 0xff, bytes);
   const auto fill = [t, at, bytes](uint8_t* to) {
     memset(to, 0, bytes);
@@ -130,7 +140,12 @@ void tma_store(const tk::tmap_t* map, uint32_t src, uint32_t rank, BoxAt at, con
     global_range(r.global, r.bytes, 1, true, what, site);
     if (shadow_on) shadow_async_global(r.global, r.bytes, true, {store_write_agent(w->number), group}, what, site);
   });
-  if (shadow_on) shadow_async_smem(my_cta(), src, bytes, false, {store_read_agent(w->number), group}, what, site);
+  if (shadow_on) {
+    shadow_async_smem(my_cta(), src, bytes, false, {store_read_agent(w->number), group}, what, site);
+    for_rows(t, at, [&](const Row& r) {
+      for_pieces(t, r, [&](uint8_t* global, uint32_t o, uint32_t n) { carry_written(smem_span(my_cta(), src + o), global_span(global), n); });
+    });
+  }
   const auto write = [t, at](const uint8_t* data) {
     for_rows(t, at, [&](const Row& r) { move(t, r, const_cast<uint8_t*>(data), false); });
   };

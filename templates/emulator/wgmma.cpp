@@ -80,7 +80,7 @@ void check_matrix(uint64_t desc, uint32_t first, uint32_t rows, const char* what
         fatal("TC0903", text("%s: the matrix of a %s crosses from %s into %s in row %u", who_now().c_str(), what,
                              smem_name(my_cta(), origin).c_str(), smem_name(my_cta(), at).c_str(), r),
               site);
-      if (shadow_on) shadow_async_smem(my_cta(), at, 16, false, {agent, group}, what, site);
+      if (shadow_on) shadow_async_smem(my_cta(), at, 16, false, {agent, group, false, true}, what, site);
     }
 }
 

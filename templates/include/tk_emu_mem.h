@@ -29,7 +29,7 @@ TK_ALWAYS void global_check(WindowKind kind, const void* p, uint32_t bytes, uint
   const uintptr_t o = reinterpret_cast<uintptr_t>(p) - w.lo;
   if (TK_UNLIKELY((reinterpret_cast<uintptr_t>(p) & (align - 1)) || o >= w.bytes || w.bytes - o < bytes))
     global_slow(kind, p, bytes, what, site);
-  if (TK_UNLIKELY(shadow_on)) shadow_global(p, bytes, kind == kWriteWindow, what, site);
+  if (TK_UNLIKELY(shadow_on)) shadow_global(kind, p, bytes, what, site);
 }
 
 template <class T>

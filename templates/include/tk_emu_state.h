@@ -86,7 +86,7 @@ TK_HIDDEN void global_slow(WindowKind kind, const void* p, uint32_t bytes, const
 TK_HIDDEN void bank_access(uint32_t addr, uint32_t bytes, const char* what, Site site);
 TK_HIDDEN void bank_flush(Warp* warp);   // the lanes have met: what is not complete never will be
 TK_HIDDEN void shadow_smem(uint32_t addr, uint32_t bytes, bool write, const char* what, Site site);
-TK_HIDDEN void shadow_global(const void* p, uint32_t bytes, bool write, const char* what, Site site);
+TK_HIDDEN void shadow_global(WindowKind kind, const void* p, uint32_t bytes, const char* what, Site site);
 
 #define TK_ALWAYS inline __attribute__((always_inline))
 #define TK_UNLIKELY(x) __builtin_expect(!!(x), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from tilecc.runtime.devices.emu_lib import (
     UNINITIALISED,
     Buffer,
     EmulatorLibrary,
+    Finding,
     LaunchOptions,
     LaunchResult,
     aligned,
@@ -61,6 +63,12 @@ def mutated(name: str, *edits: tuple[str, str]) -> str:
         assert text.count(old) == 1, (text.count(old), old)
         text = text.replace(old, new)
     return text
+
+
+def places(finding: Finding) -> list[tuple[str, int]]:
+    """(file, line) of every place that a finding names, also in the middle of a sentence."""
+    text = "\n".join([finding.place, finding.message, *finding.notes])
+    return [(file, int(line)) for file, line in re.findall(r"([^\s(]+\.(?:cu|cuh|h)):(\d+):\d+", text)]
 
 
 _LANE = np.arange(32)

@@ -21,8 +21,9 @@ from tests.emulator.harness import (
     build_text,
     library,
     mutated,
+    places,
 )
-from tilecc.runtime.devices.emu_lib import LaunchResult
+from tilecc.runtime.devices.emu_lib import DETECT_ALL, LaunchResult
 
 
 def run_misuse(
@@ -94,6 +95,31 @@ def test_mistake_is_reported(mode: int) -> None:
         if line_text:
             file, line, _column = result.findings[0].place.rsplit(":", 2)
             assert file.endswith("misuse.cu") and line_text in lines[int(line) - 1], result.report
+
+
+# With the detectors: mode -> code, words, text of the line, configurations that show it.
+DETECTED = {
+    31: ("TC0907", "1 of its loads are still in flight", "bulk_g2s(data + 32, p.in, 32", (1, 3)),
+    32: ("TC0943", "ldg_nc32 reads out + ", "ldg_nc32(p.out", range(4)),
+    33: ("TC0943", "stg32 writes counter + 0, which the same launch reads", "stg32(p.counter, 5)", range(4)),
+    34: ("TC0913", "ldg32 reads out + 16", "mode == 34)", range(4)),
+    35: ("TC0913", "lds32 reads data + 28", "lds32(data + 28)", range(4)),
+    36: ("TC0913", "bulk_reduce_add_u32 reads out + 32", "bulk_reduce_add_u32(", range(4)),
+}
+
+
+@pytest.mark.parametrize("mode", sorted(DETECTED))
+def test_detected_mistake(mode: int) -> None:
+    """A phase that completes without one of its loads, read-only loads of what is written, and unwritten
+    bytes that copies carry from place to place: each is the only finding."""
+    code, words, line, configs = DETECTED[mode]
+    source = (KERNELS / "misuse.cu").read_text().splitlines()
+    for config in configs:
+        result, _ = run_misuse(mode, CONFIGS[config], seed=mode, detect=DETECT_ALL)
+        assert [f.code for f in result.findings] == [code], (config, result.report)
+        assert words in result.findings[0].message
+        ((_, number), *_) = places(result.findings[0])
+        assert line in source[number - 1]
 
 
 @pytest.mark.parametrize("mode", [16, 23, 24, 25])

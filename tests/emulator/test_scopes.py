@@ -21,8 +21,9 @@ from tests.emulator.harness import (
     build_text,
     library,
     mutated,
+    places,
 )
-from tilecc.runtime.devices.emu_lib import DETECT_PARITY, DETECT_RACES, DETECT_UNINIT
+from tilecc.runtime.devices.emu_lib import DETECT_PARITY, DETECT_RACES, DETECT_UNINIT, Finding
 
 ALL = DETECT_RACES | DETECT_UNINIT | DETECT_PARITY
 POISON, WORDS = 0x7FA57FA5, 64
@@ -111,25 +112,28 @@ def test_right_protocols(mode: int, ranks: int, base: int) -> None:
             assert (out[:, : want.shape[1]] == want).all()
 
 
-# name -> (mode, edits, code, words of the finding or its notes)
-MUTATIONS: dict[str, tuple[int, list[tuple[str, str]], str, str]] = {
+# name -> (mode, edits, code, words of the finding or its notes, text in a line that it names)
+MUTATIONS: dict[str, tuple[int, list[tuple[str, str]], str, str, str]] = {
     "release at .gpu across ranks": (
         RANKS,
         [("red_release<Scope::kSys>(p.counters[next]", "red_release<Scope::kGpu>(p.counters[next]")],
         SCOPE,
         "red_release at .gpu scope",
+        "red_release<Scope::kGpu>(p.counters[next]",
     ),
     "acquire at .gpu across ranks": (
         RANKS,
         [("wait_ge<Scope::kSys>(p.counters[p.rank]", "wait_ge<Scope::kGpu>(p.counters[p.rank]")],
         SCOPE,
         "wait_ge at .gpu scope",
+        "wait_ge<Scope::kGpu>(p.counters[p.rank]",
     ),
     "relaxed signal across ranks": (
         RANKS,
         [("red_release<Scope::kSys>(p.counters[next]", "red_relaxed<Scope::kSys>(p.counters[next]")],
         RACE,
-        "no chain of releases and acquires",
+        "ordered only by red_relaxed at .sys scope",
+        "red_relaxed<Scope::kSys>(p.counters[next]",
     ),
     # The last signal has usually come by then, but nobody may count on it.
     "wait for one signal too few": (
@@ -137,6 +141,7 @@ MUTATIONS: dict[str, tuple[int, list[tuple[str, str]], str, str]] = {
         [("p.counters[p.rank], p.base + e + 1, w)", "p.counters[p.rank], p.base + e, w)")],
         RACE,
         "no chain of releases and acquires",
+        "ldg32(p.values[p.rank] + lane())",
     ),
     "release at .cta across CTAs": (
         CTAS,
@@ -148,42 +153,49 @@ MUTATIONS: dict[str, tuple[int, list[tuple[str, str]], str, str]] = {
         ],
         SCOPE,
         "red_release at .cta scope",
+        "red_release<Scope::kCta>(p.counters[p.rank]",
     ),
     "acquire at .cta across CTAs": (
         CTAS,
         [("wait_ge<Scope::kGpu>(p.counters[p.rank], ", "wait_ge<Scope::kCta>(p.counters[p.rank], ")],
         SCOPE,
         "on another CTA",
+        "wait_ge<Scope::kCta>(p.counters[p.rank]",
     ),
     "fence at .cta before a relaxed signal": (
         CTAS,
         [("fence<Scope::kGpu>();\n      red_relaxed", "fence<Scope::kCta>();\n      red_relaxed")],
         SCOPE,
         "red_relaxed at .cta scope",
+        "red_relaxed<Scope::kGpu>(p.counters[p.rank] + 32",
     ),
     "fence at .cta after a relaxed wait": (
         CTAS,
         [("fence<Scope::kGpu>();\n      syncwarp", "fence<Scope::kCta>();\n      syncwarp")],
         SCOPE,
         "fence at .cta scope",
+        "fence<Scope::kCta>();",
     ),
     "no fence after a relaxed wait": (
         CTAS,
         [("fence<Scope::kGpu>();\n      syncwarp", "syncwarp")],
         RACE,
-        "no chain of releases and acquires",
+        "a relaxed wait acquires only at a fence",
+        "wait_ge_relaxed<Scope::kGpu>(",
     ),
     "no fence around data as flag": (
         ALL_REDUCE,
         [("    fence<Scope::kSys>();\n", "")],
         RACE,
         "poison_word at",
+        "poison_word(",
     ),
     "fence at .gpu around data as flag": (
         ALL_REDUCE,
         [("    fence<Scope::kSys>();\n", "    fence<Scope::kGpu>();\n")],
         SCOPE,
         "at .gpu scope",
+        "push_word<Scope::kSys>(p.",
     ),
     "fence before the words are poisoned": (
         ALL_REDUCE,
@@ -193,24 +205,28 @@ MUTATIONS: dict[str, tuple[int, list[tuple[str, str]], str, str]] = {
         ],
         RACE,
         "poison_word at",
+        "poison_word(",
     ),
     "push at .gpu": (
         ALL_REDUCE,
         [("push_word<Scope::kSys>(p.slots", "push_word<Scope::kGpu>(p.slots")],
         SCOPE,
         "both are atomic, but at .gpu and .sys scope, and the other side is on another rank",
+        "push_word<Scope::kGpu>(p.slots",
     ),
     "poll at .gpu": (
         ALL_REDUCE,
         [("poll_word<Scope::kSys>(mine", "poll_word<Scope::kGpu>(mine")],
         SCOPE,
         "both are atomic",
+        "poll_word<Scope::kGpu>(mine",
     ),
     "not poisoned again": (
         ALL_REDUCE,
         [("      poison_word(mine, kFlagPoison);\n", "")],
         FLAG,
         "slots of rank",
+        "push_word<Scope::kSys>(p.",
     ),
     "pushed with an ordinary store": (
         ALL_REDUCE,
@@ -222,20 +238,28 @@ MUTATIONS: dict[str, tuple[int, list[tuple[str, str]], str, str]] = {
         ],
         RACE,
         "stg32",
+        "stg32(p.slots[r]",
     ),
 }
 
 
+def matches(finding: Finding, code: str, words: str, source: str, line: str) -> bool:
+    """Code and words are the finding's, and ``line`` is part of a line that it names."""
+    if finding.code != code or not any(words in text for text in (finding.message, *finding.notes)):
+        return False
+    lines = source.splitlines()
+    return any(line in lines[number - 1] for _, number in places(finding))
+
+
 @pytest.mark.parametrize("name", sorted(MUTATIONS))
 def test_mutation_is_reported_in_every_seed(name: str, tmp_path: Path) -> None:
-    mode, edits, code, words = MUTATIONS[name]
-    lib = build_text(mutated("peers", *edits), "peers_mutant", tmp_path)
+    mode, edits, code, words, line = MUTATIONS[name]
+    source = mutated("peers", *edits)
+    lib = build_text(source, "peers_mutant", tmp_path)
     peers = Peers(mode, ranks=1 if mode == CTAS else 2)
     for seed in SEEDS:
         result, _ = peers.launch(lib, seed)
-        found = [f for f in result.findings if f.code == code]
-        assert found, (seed, result.report)
-        assert any(words in line for f in found for line in (f.message, *f.notes)), (seed, result.report)
+        assert any(matches(f, code, words, source, line) for f in result.findings), (seed, result.report)
 
 
 def test_missing_prefill_is_reported_in_every_seed() -> None:
@@ -290,7 +314,8 @@ def test_deadlock_names_ranks_words_and_counters(tmp_path: Path) -> None:
             assert words[0] == 0x7443C0DE and words[9] == 3 and words[7] == POISON
 
 
-WRAP: dict[str, tuple[list[tuple[str, str]], int, set[str]]] = {
+# name -> (edits, start of the counters, codes, text in a line that the finding names)
+WRAP: dict[str, tuple[list[tuple[str, str]], int, set[str], str]] = {
     # The value 0 is skipped, as a protocol does for which 0 means "never".
     "target that skips the wrap": (
         [
@@ -301,6 +326,7 @@ WRAP: dict[str, tuple[list[tuple[str, str]], int, set[str]]] = {
         ],
         2**32 - 2,
         {"TC0901"},
+        "wait_ge<Scope::kSys>(p.counters[p.rank]",
     ),
     "saturated target": (
         [
@@ -311,6 +337,7 @@ WRAP: dict[str, tuple[list[tuple[str, str]], int, set[str]]] = {
         ],
         2**32 - 2,
         {RACE},
+        "p.values[",
     ),
     "base of another counter": (
         [
@@ -321,21 +348,24 @@ WRAP: dict[str, tuple[list[tuple[str, str]], int, set[str]]] = {
         ],
         5,
         {DISTANCE},
+        "wait_ge<Scope::kSys>(p.counters[p.rank]",
     ),
 }
 
 
 @pytest.mark.parametrize("name", sorted(WRAP))
 def test_protocol_that_does_not_wrap_is_reported(name: str, tmp_path: Path) -> None:
-    edits, base, codes = WRAP[name]
-    lib = build_text(mutated("peers", *edits), "peers_mutant", tmp_path)
+    edits, base, codes, line = WRAP[name]
+    source = mutated("peers", *edits)
+    lib = build_text(source, "peers_mutant", tmp_path)
     for seed in SEEDS:
         result, _ = Peers(RANKS, epochs=6, base=base).launch(lib, seed)
-        assert codes & {f.code for f in result.findings}, (seed, result.report)
+        found = [f for f in result.findings if any(matches(f, code, "", source, line) for code in codes)]
+        assert found, (seed, result.report)
 
 
 def test_a_narrow_scope_is_explained_with_both_places(tmp_path: Path) -> None:
-    mode, edits, _, _ = MUTATIONS["release at .gpu across ranks"]
+    mode, edits, *_ = MUTATIONS["release at .gpu across ranks"]
     text = mutated("peers", *edits)
     result, _ = Peers(mode).launch(build_text(text, "peers_mutant", tmp_path), 1)
     found = [f for f in result.findings if f.code == SCOPE and any("ordered only by" in n for n in f.notes)]

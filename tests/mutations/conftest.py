@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.emulator.harness import places
 from tests.mutations.inject import Expected, Mutation, combined, selected
 from tests.mutations.table import FURTHER, GENUINE, HARMLESS, WRAP
 from tilecc.runtime.campaign import Campaign, Plan, run_campaign
@@ -59,14 +60,15 @@ class Mutants:
         text = " ".join([finding.message, *finding.notes])
         if finding.code != expected.code or expected.says not in text:
             return False
-        if not expected.file:
-            return True
-        for place in (finding.where, *finding.others):
-            if place is not None and place.file == expected.file:
-                line = (self.package / place.file).read_text().splitlines()[place.line - 1]
-                if expected.line in line:
-                    return True
+        for file, number in places(finding):
+            if expected.file in ("", file) and expected.line in self.line(file, number):
+                return True
         return False
+
+    def line(self, file: str, number: int) -> str:
+        """Text of a line of the package, "" if the file is not the package's."""
+        path = self.package / file
+        return path.read_text().splitlines()[number - 1] if path.is_file() else ""
 
 
 @pytest.fixture(scope="session")

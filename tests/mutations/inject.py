@@ -39,11 +39,12 @@ class Site:
 
 @dataclass(frozen=True)
 class Expected:
-    """A finding: its class, text in a line that it names, and text in its message or notes."""
+    """A finding: its class, text in a line that it names ("" as ``file``: of any file), and text in its
+    message or notes."""
 
     code: str
-    file: str = ""
-    line: str = ""
+    file: str
+    line: str
     says: str = ""
 
 

@@ -124,6 +124,9 @@ def ordinal_too_low(table: NDArray[np.uint32], image_bytes: int) -> None:
     table[OPROJ_ROW, WAIT_ORDINAL] -= 1
 
 
+# An op reads its input before the one that writes it has signalled.
+EARLY = (Expected(RACE, GEMV, "tk::ldg"), Expected(RACE, GEMV, "tk::bulk_g2s("))
+
 # ---- the 24 classes --------------------------------------------------------------------------------------
 GENUINE: dict[str, Mutation] = {
     "full wait dropped": Mutation({FULL_WAIT: ""}, (Expected(RACE, MMA, "tk::lds"),), 1, max_findings=4),
@@ -182,8 +185,8 @@ GENUINE: dict[str, Mutation] = {
     "no barrier after init": Mutation(
         {INIT_SYNC: ""},
         (
-            Expected(MBARRIER, says="where no mbarrier was initialised"),
-            Expected(MBARRIER, says="ordered after its mbar_init"),
+            Expected(MBARRIER, "", "mbar_", "where no mbarrier was initialised"),
+            Expected(MBARRIER, "", "mbar_", "ordered after its mbar_init"),
         ),
         9,
     ),
@@ -200,12 +203,8 @@ GENUINE: dict[str, Mutation] = {
     "weights past their end": Mutation(
         {}, (Expected(BOUNDS, GEMV, "tk::bulk_g2s(", "bytes at image + "),), 12, past_the_end
     ),
-    "activations skip the dependence": Mutation(
-        {DEPEND: ""}, (Expected(RACE, GEMV, "tk::ldg"), Expected(RACE, GEMV, "tk::bulk_g2s(")), 13
-    ),
-    "dependence target off by one": Mutation(
-        {TARGET: TARGET.text + " - 1"}, (Expected(RACE), Expected(FENCE)), 14
-    ),
+    "activations skip the dependence": Mutation({DEPEND: ""}, EARLY, 13),
+    "dependence target off by one": Mutation({TARGET: TARGET.text + " - 1"}, EARLY, 14),
     "read past the stage": Mutation(
         {READ_ADDRESS: READ_ADDRESS.text + " + (c.warp + 1 == C::kConsumerWarps ? C::kWStageBytes : 0u)"},
         (Expected(RACE, MMA, "tk::lds"), Expected(UNINIT, MMA, "tk::lds")),
@@ -231,10 +230,14 @@ GENUINE: dict[str, Mutation] = {
         max_findings=4,
     ),
     "relaxed signal": Mutation(
-        {SIGNAL: emitted(SIGNAL, "red_release", "red_relaxed")}, (Expected(RACE),), 19
+        {SIGNAL: emitted(SIGNAL, "red_release", "red_relaxed")},
+        (Expected(RACE, COMMON, "tk::red_relaxed(", "but a relaxed signal publishes"),),
+        19,
     ),
     "relaxed wait": Mutation(
-        {WAIT_INPUT: emitted(WAIT_INPUT, "wait_ge", "wait_ge_relaxed")}, (Expected(RACE),), 20
+        {WAIT_INPUT: emitted(WAIT_INPUT, "wait_ge", "wait_ge_relaxed")},
+        (Expected(RACE, COMMON, "tk::wait_ge_relaxed(", "but a relaxed wait acquires"),),
+        20,
     ),
     "no proxy fence before the bulk store": Mutation(
         {PARTIALS: without(BULK, "tk::fence_proxy_async();")},
@@ -274,14 +277,16 @@ FURTHER: dict[str, Mutation] = {
     ),
     "activation warps wait without syncwarp": Mutation(
         {FILL_FENCE: "tk::fence_proxy_async();", FRAGMENT_FENCE: "tk::fence_proxy_async();"},
-        (Expected(PARITY),),
+        (Expected(PARITY, FILL, "tk::mbar_wait("), Expected(PARITY, GEMV, "tk::mbar_wait(")),
         24,
     ),
     "signal of CTA scope": Mutation(
-        {SIGNAL: emitted(SIGNAL, "red_release", "red_release<tk::Scope::kCta>")}, (Expected(SCOPE),)
+        {SIGNAL: emitted(SIGNAL, "red_release", "red_release<tk::Scope::kCta>")},
+        (Expected(SCOPE, COMMON, "tk::red_release<tk::Scope::kCta>(", "at .cta"),),
     ),
     "wait of CTA scope": Mutation(
-        {WAIT_INPUT: emitted(WAIT_INPUT, "wait_ge", "wait_ge<tk::Scope::kCta>")}, (Expected(SCOPE),)
+        {WAIT_INPUT: emitted(WAIT_INPUT, "wait_ge", "wait_ge<tk::Scope::kCta>")},
+        (Expected(SCOPE, COMMON, "tk::wait_ge<tk::Scope::kCta>(", "wait_ge at .cta scope"),),
     ),
     "partial sums handed over without syncwarp": Mutation(
         {OUT_SYNC: without(OUT_SYNC.text, "tk::syncwarp();")},
@@ -341,6 +346,6 @@ WRAP: dict[str, Mutation] = {
             "while (tk::ld_acquire(counter(r.waits[0].counter)) < target(r.waits[0])) tk::nanosleep(20);"
         },
         # Too early if the target has wrapped, never if the counter has.
-        (Expected(RACE), Expected(ENDLESS, COMMON, "tk::nanosleep(")),
+        (*EARLY, Expected(ENDLESS, COMMON, "tk::nanosleep(")),
     ),
 }

@@ -310,4 +310,14 @@ descriptors come from wgmma_desc or wgmma_desc_128b with the alignment of their 
         wrong="wgmma_bf16<16>(d, a, b); wgmma_commit(); use(d);",
         right="wgmma_fence(); wgmma_bf16<16>(d, a, b); wgmma_commit(); wgmma_wait<0>(); use(d);",
     ),
+    "TC0943": Entry(
+        title="read-only load of memory that the launch writes",
+        explanation="""
+ldg_nc and ld_uniform go through a path that is not coherent, and the compiler may move them: they are for
+memory that nobody writes during the launch. No barrier or counter makes such a load see a write of the same
+launch.
+""",
+        wrong="wait_ge(counter, target, watch); syncwarp(); v = ldg_nc32(p.workspace + offset);",
+        right="wait_ge(counter, target, watch); syncwarp(); v = ldg32(p.workspace + offset);",
+    ),
 }

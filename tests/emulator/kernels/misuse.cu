@@ -10,7 +10,7 @@ struct MisuseParams {
 };
 
 using namespace tk;
-constexpr u32 kBar = 0, kData = 128, kDataBytes = 256;
+constexpr u32 kBar = 0, kData = 128, kDataBytes = 256, kTail = kData + kDataBytes;
 
 TK_KERNEL(misuse_kernel, 64)(TK_GRID_CONST MisuseParams p) {
   const smem_t sb = smem_base(), data = sb + kData;
@@ -81,6 +81,49 @@ TK_KERNEL(misuse_kernel, 64)(TK_GRID_CONST MisuseParams p) {
     if (mode == 30) {
       mbar_arrive_expect_tx(sb + kBar, 32);
       bulk_g2s(data, p.in, 32, sb + kBar);  // nobody waits for it
+    }
+    if (mode >= 31) {
+      fence_proxy_async();
+      syncwarp();
+    }
+    if (mode == 31) {
+      mbar_arrive_expect_tx(sb + kBar, 32);
+      bulk_g2s(data, p.in, 32, sb + kBar);
+      bulk_g2s(data + 32, p.in, 32, sb + kBar);
+      mbar_wait(sb + kBar, 0, w);
+      syncwarp();
+      mbar_arrive_expect_tx(sb + kBar, 32);
+      mbar_wait(sb + kBar, 1, w);
+    }
+    if (mode == 32) {
+      stg32(p.out + 4 * ln, ln);
+      syncwarp();
+      ldg_nc32(p.out + 4 * (31 - ln));
+    }
+    if (mode == 33) {
+      ld_uniform(reinterpret_cast<const u32*>(p.counter));
+      syncwarp();
+      if (elect()) stg32(p.counter, 5);
+    }
+    if (mode >= 34 && mode <= 36) {
+      const smem_t unwritten = sb + kTail;
+      bulk_s2g(p.out, mode == 36 ? data : unwritten, 32);
+      bulk_commit();
+      bulk_wait<0>();
+      syncwarp();
+      if (mode == 34) ldg32(p.out + 16);
+      if (mode == 35) {
+        mbar_arrive_expect_tx(sb + kBar, 32);
+        bulk_g2s(data, p.out, 32, sb + kBar);
+        mbar_wait(sb + kBar, 0, w);
+        syncwarp();
+        lds32(data + 28);
+      }
+      if (mode == 36) {
+        bulk_reduce_add_u32(p.out + 16, data, 32);
+        bulk_commit();
+        bulk_wait<0>();
+      }
     }
     syncwarp();
   } else {
