@@ -27,26 +27,23 @@ def check_command(
     """
     from tilecc.check import check
     from tilecc.cli.inspect import FILES, package_text
-    from tilecc.diag import TileccError, error, to_json
+    from tilecc.diag import TileccError, to_json
     from tilecc.ir.program import Program
-    from tilecc.ir.program_rules import PROGRAM_RULES
-    from tilecc.ir.verify import require
+    from tilecc.ir.read import read_ir, reading
     from tilecc.package import Manifest
     from tilecc.target import find_target
 
     if program.is_dir():
         Manifest.load(program)
         path = program / FILES["program"]
-        text = package_text(program, path)
+        package_text(program, path)  # the error of a package that lacks it
     else:
         path = program
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as reason:
-            raise error("TC0703", f"`{path}` cannot be read", note=str(reason)) from None
-    parsed = require(Program.from_text(text, str(path)), PROGRAM_RULES)
+    parsed = read_ir(path, (Program,))
+    assert isinstance(parsed, Program)
     machine = find_target(target or parsed.target)
-    with status(f"checking {parsed.name}"):
+    text = path.read_text(encoding="utf-8")
+    with status(f"checking {parsed.name}"), reading(path, text, "the checker"):
         report = check(parsed, machine)
     if json:
         emit_json(

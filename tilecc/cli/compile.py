@@ -57,7 +57,26 @@ def compile_command(
         typer.Option(
             "--to",
             metavar="PHASE",
-            help="Stop after trace, shard, tiles, program or cuda; print its text, write nothing.",
+            help="Stop after trace, a pass (`tilecc passes`), tiles, program or cuda; print its text, write"
+            " nothing.",
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Go on from this IR text (of --to, --dump or a package) instead of tracing the model.",
+            show_default=False,
+        ),
+    ] = None,
+    dump: Annotated[
+        Path | None,
+        typer.Option(
+            "--dump",
+            metavar="DIR",
+            help="Write the IR before and after each pass, numbered, as the passes run.",
+            show_default=False,
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -67,6 +86,7 @@ def compile_command(
     Prints the package directory. The package appears whole or not at all.
     """
     from tilecc.diag import error
+    from tilecc.diag.model import nearest
     from tilecc.target import TARGETS, find_target
 
     if target is None:
@@ -83,7 +103,9 @@ def compile_command(
     from tilecc.emit.compiler import PHASES, compile_model
 
     if to is not None and to not in PHASES:
-        raise error("TC0703", f"unknown phase `{to}`", note=f"phases: {', '.join(PHASES)}")
+        raise error(
+            "TC0703", f"unknown phase `{to}`", note=f"phases: {', '.join(PHASES)}", help=nearest(to, PHASES)
+        )
     out = output if output is not None else Path("build") / f"{model.stem}-{target}"
     places = config_places(config) if config is not None else nullcontext()
     with places, status(f"compiling {model.name} for {target}"):
@@ -99,6 +121,8 @@ def compile_command(
             stop_after=to,
             kv=kv,
             schedule=schedule,
+            resume=resume,
+            dump=dump,
         )
     timing = ", ".join(f"{phase} {s:.1f} s" for phase, s in result.seconds.items())
     if result.manifest is None:

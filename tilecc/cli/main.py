@@ -19,6 +19,7 @@ from tilecc.cli.inspect import inspect_command
 from tilecc.cli.lint import lint_command
 from tilecc.cli.logits import logits_command
 from tilecc.cli.ops import ops_command
+from tilecc.cli.opt import opt_command
 from tilecc.cli.passes import passes_command
 from tilecc.cli.run import run_command
 from tilecc.cli.simulate import simulate_command
@@ -72,6 +73,7 @@ app.command("doctor")(doctor_command)
 app.command("explain")(explain_command)
 app.command("targets")(targets_command)
 app.command("passes")(passes_command)
+app.command("opt")(opt_command)
 app.command("ops")(ops_command)
 
 

@@ -164,6 +164,16 @@ a field or a rule, and older text is not converted: compile the model again.
         wrong="tilecc.graph 0",
         right="tilecc.graph 1",
     ),
+    "TC0213": Entry(
+        title="IR text whose values do not belong together",
+        explanation="""
+IR text that was edited by hand parses and keeps every rule of its verifier, but a pass that goes on from it
+fails: a size was changed in one place and not in the others, or a name was exchanged for another one that
+exists. The message has what the pass met. TILECC_BACKTRACE=1 shows where.
+""",
+        wrong='QkvGlobal with "head_dim": 24 beside "rotary": 64',
+        right='QkvGlobal with "head_dim": 64 and "rotary": 64',
+    ),
     "TC0212": Entry(
         title="IR breaks a rule of its verifier",
         explanation="""

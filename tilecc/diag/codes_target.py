@@ -119,6 +119,16 @@ one.
         wrong='s.op("embed", splits=2)',
         right='s.op("o_proj", splits=2)',
     ),
+    "TC0716": Entry(
+        title="IR text for another pass or target",
+        explanation="""
+A pass takes the IR of one level, and of a TileGraph it needs what earlier passes have filled in; the text's
+field `passes` says which ones made it. A TileGraph or Program is for one target, since its shapes depend on
+it.
+""",
+        wrong="tilecc opt 00-graph.txt -p rings",
+        right="tilecc opt 00-graph.txt -p fuse,tile,edges,order,place,roles,rings",
+    ),
     "TC0715": Entry(
         title="schedule for another target",
         explanation="""

@@ -15,28 +15,31 @@ from typing import Any, cast
 import msgspec
 
 from tilecc import __version__
-from tilecc.diag import error
+from tilecc.diag import Span, error
 from tilecc.diag.model import nearest
 from tilecc.emit.cuda import TEMPLATES, emit_cuda, smem_bytes, symbol
+from tilecc.emit.dump import Dump
 from tilecc.emit.names import status_names
 from tilecc.emit.tables import build_tables
 from tilecc.ir.attention import KV_FORMATS
+from tilecc.ir.graph import Graph
 from tilecc.ir.graph_rules import GRAPH_RULES
 from tilecc.ir.program import Program
 from tilecc.ir.program_rules import PROGRAM_RULES
-from tilecc.ir.tile import Weight
+from tilecc.ir.read import Ir, read_ir, reading
+from tilecc.ir.tile import TileGraph, Weight
 from tilecc.ir.tile_rules import TILE_RULES
 from tilecc.ir.verify import expect
 from tilecc.package import ImageEntry, Manifest, Region, text_digest
 from tilecc.package.manifest import KvFormat
 from tilecc.passes.context import Decision, PassContext
-from tilecc.passes.pipeline import PROGRAM, SHARD, lower_to_tiles
+from tilecc.passes.pipeline import PROGRAM, SHARD, TILE_PASS_NAMES, lower_to_tiles, run_pass
 from tilecc.passes.schedule_file import load_schedule
 from tilecc.passes.tile import MAX_GRID
 from tilecc.target import find_target
 from tilecc.weights.layout import lay_out, matrix_entry, vector_entry
 
-PHASES = ("trace", "shard", "tiles", "program", "cuda", "package")
+PHASES = ("trace", "shard", *TILE_PASS_NAMES, "tiles", "program", "cuda", "package")
 
 
 @dataclass(frozen=True)
@@ -64,18 +67,128 @@ def compile_model(
     stop_after: str | None = None,
     kv: str = "bf16",
     schedule: Path | None = None,
+    resume: Path | None = None,
+    dump: Path | None = None,
 ) -> CompileResult:
     """Compile a model file into the package directory `out`, which appears whole or not at all.
 
     `max_context` in positions, `max_seqs` in sequences, `grid` the default number of CTAs (one per SM), `kv`
     the format of the KV cache: bf16, or fp8 (e4m3 with scale 1). `schedule` is a file of the user's requests
-    to the passes (tilecc.schedules). With `stop_after` (a name of PHASES) the
-    texts made so far are returned and nothing is written. Raises TileccError for the user's errors: TC01xx
-    model file, TC02xx lowering, TC07xx target, options and schedule.
+    to the passes (tilecc.schedules). With `stop_after` (a name of PHASES) the texts made so far are returned
+    and nothing is written. `resume` is a file of IR text: what made it is not done again, its own sizes,
+    ranks and format of the cache count. `dump` is a folder that gets the IR before and after each pass.
+    Raises TileccError for the user's errors: TC01xx model file, TC02xx lowering and IR text, TC07xx target,
+    options and schedule.
     """
-    from tilecc.trace.capture import trace_model
-
     machine = find_target(target)
+    _check_options(max_context, max_seqs, ranks, grid, kv)
+    check_output(out)
+    start = read_ir(resume) if resume is not None else None
+    if isinstance(start, TileGraph | Program):
+        if start.target != target:
+            raise error(
+                "TC0716",
+                f"the IR text is for target {start.target}, not {target}",
+                span=Span(str(resume), 1),
+                help=f"give --target {start.target}, or start from a Graph",
+            )
+        max_context, max_seqs = start.max_context, start.max_seqs
+    if isinstance(start, Graph | TileGraph) and start.ranks > 1:
+        ranks = start.ranks
+    asked = load_schedule(
+        schedule, machine, ranks=ranks, max_context=max_context, max_seqs=max_seqs
+    ) if schedule is not None else None  # fmt: skip
+    run = _Run(
+        model_file, PassContext(machine, max_context, max_seqs, ranks, asked), out, stop_after,
+        Dump(dump) if dump is not None else None,
+    )  # fmt: skip
+    if resume is not None:
+        with reading(resume, resume.read_text(encoding="utf-8"), "a pass"):
+            program = run.lower(start, config, kv)
+            source = run.emit(program) if program is not None else ""
+    else:
+        program = run.lower(start, config, kv)
+        source = run.emit(program) if program is not None else ""
+    if program is None or not source or stop_after == "cuda":
+        return run.result()
+    with _timed(run.seconds, "package"):
+        manifest = package_program(
+            program, run.ctx, run.texts, out,
+            model_file=model_file.name, config=config if config is not None else model_config(model_file),
+            grid=grid, kv=kv_format(program),
+        )  # fmt: skip
+    return run.result(manifest)
+
+
+@dataclass
+class _Run:
+    """One compilation: what it has made so far."""
+
+    model_file: Path
+    ctx: PassContext
+    out: Path
+    stop_after: str | None
+    dump: Dump | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def result(self, manifest: Manifest | None = None) -> CompileResult:
+        return CompileResult(self.out, self.seconds, manifest, tuple(self.ctx.decisions), self.texts)
+
+    def lower(self, ir: Ir | None, config: dict[str, Any] | None, kv: str) -> Program | None:
+        """The Program of the model, or of the IR to go on from; None if a phase before it is the last."""
+        if ir is None:
+            from tilecc.trace.capture import trace_model
+
+            with _timed(self.seconds, "trace"):
+                ir = trace_model(self.model_file, config, kv)
+                self.texts["00-graph.txt"] = ir.to_text()
+            if self.dump is not None:
+                self.dump.made("trace", self.texts["00-graph.txt"])
+            if self.stop_after == "trace":
+                return None
+        if isinstance(ir, Graph):
+            with _timed(self.seconds, "shard"):
+                if ir.ranks == 1:
+                    made = run_pass(SHARD.__name__, ir, self.ctx, self.dump)
+                    ir = expect(cast(Graph, made), GRAPH_RULES, "graph")
+                if ir.ranks > 1 or self.stop_after == "shard":
+                    self.texts["05-shard.txt"] = ir.to_text()
+            if self.stop_after == "shard":
+                return None
+        if isinstance(ir, Graph | TileGraph):
+            with _timed(self.seconds, "tiles"):
+                ir = lower_to_tiles(ir, self.ctx, self.dump, self.stop_after or "")
+                if ir.passes == TILE_PASS_NAMES:
+                    expect(ir, TILE_RULES, "tiles")
+                self.texts["10-tiles.txt"] = ir.to_text()
+            if self.stop_after in ("tiles", *TILE_PASS_NAMES):
+                return None
+            if self.ctx.ranks > 1:
+                raise error(
+                    "TC0705",
+                    f"a program of {self.ctx.ranks} ranks cannot be emitted yet",
+                    note="graph and tiles of one rank can be printed: --to shard, --to tiles",
+                    help="compile for one rank: --tp 1",
+                )
+            with _timed(self.seconds, "program"):
+                ir = cast(Program, run_pass(PROGRAM.__name__, ir, self.ctx, self.dump))
+        program = expect(ir, PROGRAM_RULES, "program")
+        self.texts["20-program.txt"] = program.to_text()
+        return None if self.stop_after == "program" else program
+
+    def emit(self, program: Program) -> str:
+        """The kernel's text."""
+        with _timed(self.seconds, "cuda"):
+            source = emit_cuda(program, self.model_file.name)
+            self.texts["step.cu"] = source
+        if self.dump is not None:
+            self.dump.made("cuda", source, "cu")
+        return source
+
+
+def _check_options(max_context: int, max_seqs: int, ranks: int, grid: int | None, kv: str) -> None:
+    """Raise TileccError TC0703 for a size outside its limits or an unknown format of the cache."""
     limits = (("--max-context", max_context, 1 << 20), ("--max-seqs", max_seqs, 1 << 10), ("--tp", ranks, 64))
     for name, value, most in limits:
         if not 1 <= value <= most:
@@ -95,57 +208,11 @@ def compile_model(
             note=f"formats: {', '.join(KV_FORMATS)}",
             help=nearest(kv, KV_FORMATS),
         )
-    check_output(out)
-    asked = load_schedule(
-        schedule, machine, ranks=ranks, max_context=max_context, max_seqs=max_seqs
-    ) if schedule is not None else None  # fmt: skip
-    ctx = PassContext(machine, max_context, max_seqs, ranks, asked)
-    seconds: dict[str, float] = {}
-    texts: dict[str, str] = {}
 
-    def result(manifest: Manifest | None = None) -> CompileResult:
-        return CompileResult(out, seconds, manifest, tuple(ctx.decisions), texts)
 
-    with _timed(seconds, "trace"):
-        graph = trace_model(model_file, config, kv)
-        texts["00-graph.txt"] = graph.to_text()
-    if stop_after == "trace":
-        return result()
-    with _timed(seconds, "shard"):
-        graph = expect(SHARD(graph, ctx), GRAPH_RULES, "graph")
-        if ranks > 1 or stop_after == "shard":
-            texts["05-shard.txt"] = graph.to_text()
-    if stop_after == "shard":
-        return result()
-    with _timed(seconds, "tiles"):
-        tiles = expect(lower_to_tiles(graph, ctx), TILE_RULES, "tiles")
-        texts["10-tiles.txt"] = tiles.to_text()
-    if stop_after == "tiles":
-        return result()
-    if ranks > 1:
-        raise error(
-            "TC0705",
-            f"a program of {ranks} ranks cannot be emitted yet",
-            note="graph and tiles of one rank can be printed: --to shard, --to tiles",
-            help="compile for one rank: --tp 1",
-        )
-    with _timed(seconds, "program"):
-        program = expect(PROGRAM(tiles, ctx), PROGRAM_RULES, "program")
-        texts["20-program.txt"] = program.to_text()
-    if stop_after == "program":
-        return result()
-    with _timed(seconds, "cuda"):
-        source = emit_cuda(program, model_file.name)
-        texts["step.cu"] = source
-    if stop_after == "cuda":
-        return result()
-    with _timed(seconds, "package"):
-        manifest = package_program(
-            program, ctx, texts, out,
-            model_file=model_file.name, config=config if config is not None else model_config(model_file),
-            grid=grid, kv=kv,
-        )  # fmt: skip
-    return result(manifest)
+def kv_format(program: Program) -> str:
+    """Format of the KV cache: that of the attention ops, bf16 without any."""
+    return next((str(c.constants["kv"]) for c in program.classes if "kv" in c.constants), "bf16")
 
 
 def package_program(

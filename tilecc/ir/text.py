@@ -30,7 +30,8 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, overload
 
-from tilecc.diag import Span, TileccError, error
+from tilecc.diag import Diagnostic, Span, TileccError, error
+from tilecc.diag.model import nearest
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -224,9 +225,20 @@ def parse_ir(text: str, kinds: Sequence[type[Any]], file: str = "<ir>") -> Any:
 
     `kinds` are the classes the text may contain; classes and enums that their field annotations name are
     added. The first of `kinds` that the header line names is the root. `file` is named in errors. Raises
-    TileccError: TC0210 for malformed text (with the line), TC0211 when the text has another IR version.
+    TileccError: TC0210 for malformed text, one for every mistake with its line, TC0211 when the text has
+    another IR version.
     """
     return _Parser(file, tuple(kinds)).parse(text)
+
+
+MAX_MISTAKES = 50
+"""Mistakes of one text that are reported."""
+
+
+class _Bad(enum.Enum):
+    """Stands for a value that could not be read."""
+
+    HERE = 0
 
 
 class _Parser:
@@ -234,9 +246,16 @@ class _Parser:
         self.file = file
         self.roots = kinds
         self.names = _closure(kinds)
+        self.found: list[Diagnostic] = []
 
     def fail(self, line: int, message: str, help: str = "") -> TileccError:
         return error("TC0210", f"malformed IR text: {message}", span=Span(self.file, line), help=help)
+
+    def note(self, line: int, message: str, help: str = "") -> _Bad:
+        """Record a mistake and go on; what it spoils is not reported again."""
+        if len(self.found) < MAX_MISTAKES:
+            self.found += self.fail(line, message, help).diagnostics
+        return _Bad.HERE
 
     def parse(self, text: str) -> Any:
         header, _, body = text.partition("\n")
@@ -245,13 +264,15 @@ class _Parser:
             # the header's place is kept by an empty line, so that line numbers of `ast` are those of the text
             expression = ast.parse("\n" + body, mode="eval").body
         except SyntaxError as exc:
-            raise self.fail(exc.lineno or 1, exc.msg) from None
-        except (ValueError, RecursionError, MemoryError) as exc:
+            raise self.fail(max(1, exc.lineno or 1), exc.msg) from None
+        except (ValueError, RecursionError, MemoryError, OverflowError) as exc:
             raise self.fail(1, str(exc) or "nested too deeply") from None
         try:
             value = self.decode(expression)
         except RecursionError:
             raise self.fail(1, "nested too deeply") from None
+        if self.found:
+            raise TileccError(self.found)
         if type(value) is not root:
             raise self.fail(expression.lineno, f"expected one {root.__name__}(...), found {_describe(value)}")
         return value
@@ -281,38 +302,47 @@ class _Parser:
                 value = self.decode(operand)
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     return -value
+                if value is _Bad.HERE:
+                    return value
             case ast.Name(id="inf"):
                 return math.inf
             case ast.Name(id="nan"):
                 return math.nan
             case ast.List(elts=items) | ast.Tuple(elts=items):
-                return tuple(self.decode(item) for item in items)
+                values = tuple(self.decode(item) for item in items)
+                return _Bad.HERE if _Bad.HERE in values else values
             case ast.Dict(keys=keys, values=values):
                 return self.decode_dict(node, keys, values)
             case ast.Attribute(value=ast.Name(id=name), attr=member):
                 cls = self.names.get(name)
                 if cls is None or not issubclass(cls, enum.Enum) or member not in cls.__members__:
-                    raise self.fail(node.lineno, f"unknown name {name}.{member}")
+                    members = list(cls.__members__) if cls and issubclass(cls, enum.Enum) else []
+                    return self.note(node.lineno, f"unknown name {name}.{member}", nearest(member, members))
                 return cls[member]
             case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
                 cls = self.names.get(name)
                 if cls is None or not is_ir_node(cls):
                     known = sorted(k for k, v in self.names.items() if is_ir_node(v))
-                    raise self.fail(node.lineno, f"unknown node {name}", help="known: " + ", ".join(known))
+                    help = nearest(name, known) or "known: " + ", ".join(known)
+                    return self.note(node.lineno, f"unknown node {name}", help)
                 return self.decode_node(node.lineno, cls, args, keywords)
-        raise self.fail(node.lineno, f"`{ast.unparse(node)[:60]}` is not IR text")
+        return self.note(node.lineno, f"`{_unparsed(node)}` is not IR text")
 
     def decode_dict(
         self, node: ast.expr, keys: list[ast.expr | None], values: list[ast.expr]
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | _Bad:
         out: dict[str, Any] = {}
+        bad = False
         for key, value in zip(keys, values, strict=True):
             if not isinstance(key, ast.Constant) or not isinstance(key.value, str):
-                raise self.fail(value.lineno, "a dict key must be a string")
+                self.note(value.lineno, "a dict key must be a string")
+                bad = True
+                continue
             if key.value in out:
-                raise self.fail(value.lineno, f"dict key {key.value!r} given twice")
+                self.note(value.lineno, f"dict key {key.value!r} given twice")
+                bad = True
             out[key.value] = self.decode(value)
-        return out
+        return _Bad.HERE if bad or _Bad.HERE in out.values() else out
 
     def decode_node(
         self, line: int, cls: type[Any], args: list[ast.expr], keywords: list[ast.keyword]
@@ -320,27 +350,43 @@ class _Parser:
         hints = _hints(cls)
         fields = _layout(cls)
         given: dict[str, Any] = {}
+        bad: _Bad | None = None
         if len(args) > len(fields):
-            raise self.fail(line, f"{cls.__name__} has {len(fields)} fields, {len(args)} values given")
+            return self.note(line, f"{cls.__name__} has {len(fields)} fields, {len(args)} values given")
         pairs = [(field.name, value) for field, value in zip(fields, args, strict=False)]
         pairs += [(keyword.arg or "**", keyword.value) for keyword in keywords]
         for name, expression in pairs:
             if name not in hints:
-                raise self.fail(expression.lineno, f"{cls.__name__} has no field {name!r}")
+                message = f"{cls.__name__} has no field {name!r}"
+                bad = self.note(expression.lineno, message, nearest(name, hints))
+                continue
             if name in given:
-                raise self.fail(expression.lineno, f"field {name!r} of {cls.__name__} given twice")
+                bad = self.note(expression.lineno, f"field {name!r} of {cls.__name__} given twice")
             value = self.decode(expression)
-            if not _matches(value, hints[name]):
+            if value is _Bad.HERE:
+                bad = value
+            elif not _matches(value, hints[name]):
                 want = f"field {name!r} of {cls.__name__} must be {_type_name(hints[name])}"
-                raise self.fail(expression.lineno, f"{want}, found {_describe(value)}")
+                bad = self.note(expression.lineno, f"{want}, found {_describe(value)}")
             given[name] = value
         missing = [f.name for f in fields if f.name not in given and f.default is None]
-        if missing:
-            raise self.fail(line, f"{cls.__name__} lacks field {missing[0]!r}")
+        strange = any(name not in hints for name, _ in pairs)  # most likely the missing one, misspelt
+        if missing and not strange:
+            bad = self.note(line, f"{cls.__name__} lacks field {', '.join(map(repr, missing))}")
+        if bad is not None:
+            return bad
         try:
             return cls(**given)
         except (ValueError, TypeError) as exc:  # a class may check itself in __post_init__
-            raise self.fail(line, f"{cls.__name__}: {exc}") from None
+            return self.note(line, f"{cls.__name__}: {exc}")
+
+
+def _unparsed(node: ast.expr) -> str:
+    """The start of an expression's text; of one nested too deeply for `ast.unparse`, its kind."""
+    try:
+        return ast.unparse(node)[:60]
+    except (RecursionError, ValueError):
+        return type(node).__name__
 
 
 @_memo

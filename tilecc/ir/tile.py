@@ -16,7 +16,7 @@ from tilecc.ir.graph import AttrValue
 from tilecc.ir.loc import UNKNOWN, Loc
 from tilecc.ir.text import ir_node, parse_ir, print_ir
 
-IR_VERSION = 1
+IR_VERSION = 2
 
 Box = tuple[tuple[int, int], ...]
 
@@ -148,6 +148,8 @@ class TileGraph:
     roles: tuple[RoleSpec, ...] = ()
     rings: tuple[RingSpec, ...] = ()
     ranks: int = 1
+    passes: tuple[str, ...] = ()
+    """The passes that made this text, in order: `tilecc compile --from` goes on after the last."""
 
     def op(self, name: str) -> TileOp:
         """The op of that name. Raises KeyError."""

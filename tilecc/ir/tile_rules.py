@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from tilecc.diag import Diagnostic
+from tilecc.diag.model import nearest
 from tilecc.ir.attention import exchange_bytes, key_bytes, query_bytes, value_bytes
 from tilecc.ir.tile import Access, HandOffKind, RingSpec, RoleSpec, Space, TileGraph, TileOp, warps_along_k
 from tilecc.ir.verify import Rule, violation
@@ -18,6 +19,10 @@ from tilecc.weights.layout import BLOCK_BYTES
 
 MAX_THREADS = 1024
 ROLES = ("loader", "store", "activations", "consumer")
+OP_KINDS = (
+    "embed", "qkv", "attention", "attention_merge", "project", "reduce", "router", "route", "gate_up",
+    "experts_up", "experts_down", "head", "argmax_push", "commit",
+)  # fmt: skip
 RINGS = ("weights", "activations", "exchange")
 RING_ALIGN = 128
 CHUNK_BYTES = 2048
@@ -68,6 +73,14 @@ def layers_in_order(graph: TileGraph) -> Iterator[Diagnostic]:
         if op.layer >= graph.layers:
             yield violation("layers-in-order", f"`{op.name}`: the graph has {graph.layers} layers", op.loc)
         previous = max(previous, op.layer)
+
+
+@_rule("every op is of a known kind")
+def known_kinds(graph: TileGraph) -> Iterator[Diagnostic]:
+    for op in graph.ops:
+        if op.kind not in OP_KINDS:
+            help = nearest(op.kind, OP_KINDS)
+            yield violation("known-kinds", f"`{op.name}`: there is no kind of op `{op.kind}`", op.loc, help)
 
 
 @_rule("every weight that an op names is in the image")
@@ -367,3 +380,19 @@ def slot_needs(graph: TileGraph, op: TileOp, consumers: int) -> Iterator[tuple[s
 
 TILE_RULES: tuple[Rule[TileGraph], ...] = tuple(_CHECKS)
 """The rules, in the order in which they are checked."""
+
+PARTIAL_RULES: tuple[Rule[TileGraph], ...] = tuple(
+    rule
+    for rule in _CHECKS
+    if rule.name
+    in (
+        "unique-names",
+        "layers-in-order",
+        "known-kinds",
+        "weights-exist",
+        "boxes-inside",
+        "hand-offs-point-back",
+        "hand-off-kinds",
+    )
+)
+"""The rules that hold after any pass, for a graph that lacks what later passes fill in."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from tilecc.diag import Diagnostic, TileccError
 from tilecc.diag.model import nearest
 from tilecc.ir.tile import TileOp
-from tilecc.passes.schedule import ALL, Request, Schedule, Value, allows, edge_name, show_value
+from tilecc.passes.schedule import ALL, KNOBS, Request, Schedule, Value, allows, edge_name, show_value
 from tilecc.target import Target
 
 Choice = dict[str, Value]
@@ -220,11 +220,22 @@ class PassContext:
         if found not in self.problems:
             self.problems.append(found)
 
-    def settle(self, ops: Sequence[TileOp]) -> None:
-        """After the last pass that chooses: raise everything that is wrong with the schedule, the requests
-        that nothing asked for included. Raises TileccError TC0711 to TC0715."""
+    def settle(self, ops: Sequence[TileOp], skipped: Sequence[str] = (), whole: bool = True) -> None:
+        """After the last pass that chooses: raise everything that is wrong with the schedule, if `whole` with
+        the requests that nothing asked for. `skipped` are passes that another run made. Raises TileccError
+        TC0711 to TC0715."""
         if self.schedule is None:
             return
+        if whole:
+            self._unasked(ops, skipped)
+        found = [*self.schedule.problems, *self.problems]
+        if found:
+            raise TileccError(found)
+
+    def _unasked(self, ops: Sequence[TileOp], skipped: Sequence[str]) -> None:
+        """Note the requests that no pass asked for. Without a schedule there are none."""
+        assert self.schedule is not None
+        late = {k.key for k in KNOBS if k.asked_by in skipped}
         labels = {name for op in ops for name in (op.name, op.label)}
         for r in self.schedule.requests.values():
             known = {name: keys for (kind, name), keys in self._asked.items() if kind == r.kind}
@@ -245,6 +256,8 @@ class PassContext:
                 )
                 continue
             have = f"its choices: {', '.join(sorted(keys))}" if keys else "it has no choices"
+            if r.key in late:
+                have = "the IR text was made by a pass that has chosen already: " + ", ".join(skipped)
             self.note(
                 Diagnostic(
                     "TC0714",
@@ -254,10 +267,6 @@ class PassContext:
                     ("leave the request out",),
                 )
             )
-        found = [*self.schedule.problems, *self.problems]
-        if found:
-            raise TileccError(found)
-
     @contextmanager
     def schedule_first(self) -> Iterator[None]:
         """What is wrong with the schedule is reported together with the error that stops a pass."""
