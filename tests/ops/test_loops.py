@@ -299,7 +299,7 @@ def test_random_shapes(
 
 
 @pytest.mark.nightly
-@settings(max_examples=150, **OPTIONS)
+@settings(max_examples=60, **OPTIONS)
 @given(**SHAPES)
 def test_many_random_shapes(
     tmp_path_factory: pytest.TempPathFactory, op: SingleOp, rows: int, grid: int, seed: int
