@@ -203,4 +203,20 @@ TK_FN void release_slot(Ctx<C>& c) {
   tk::mbar_arrive(c.a_empty(c.a.slot));
   c.a.template advance<C::kASlots>();
 }
+
+// The store warp of both forms. The consumers write the results of a task themselves, then fill its exchange slot.
+template <class Attn, class C>
+TK_FN void signal_tasks(Ctx<C>& c, const OpRow& r, u32 n) {
+  u32 q = first_task(c, Attn::kRotation);
+  c.wait_idle(r, q, n);
+  TILECC_ROLLED
+  for (; q < n; q += c.ncta) {
+    c.watch.item = q;
+    tk::mbar_wait(c.x_full(c.x.slot), c.x.phase, c.watch);
+    tk::syncwarp();
+    tk::mbar_arrive(c.x_empty(c.x.slot));
+    c.x.template advance<C::kXSlots>();
+  }
+  c.arrive(Attn::kCounter);
+}
 }  // namespace tilecc

@@ -273,19 +273,6 @@ struct WindowAttention {
   }
 
   // ---- store --------------------------------------------------------------------------------------------------------
-  static TK_FN void store(Cx& c, const OpRow& r) {
-    const u32 n = n_tasks(c);
-    u32 q = first_task(c, Attn::kRotation);
-    c.wait_idle(r, q, n);
-    TILECC_ROLLED
-    for (; q < n; q += c.ncta) {
-      c.watch.item = q;
-      tk::mbar_wait(c.x_full(c.x.slot), c.x.phase, c.watch);
-      tk::syncwarp();
-      tk::mbar_arrive(c.x_empty(c.x.slot));
-      c.x.template advance<C::kXSlots>();
-    }
-    c.arrive(Attn::kCounter);
-  }
+  static TK_FN void store(Cx& c, const OpRow& r) { signal_tasks<Attn>(c, r, n_tasks(c)); }
 };
 }  // namespace tilecc

@@ -217,20 +217,7 @@ struct SplitAttention {
   }
 
   // ---- store --------------------------------------------------------------------------------------------------------
-  static TK_FN void store(Cx& c, const OpRow& r) {
-    const u32 n = n_tasks(c);
-    u32 q = first_task(c, Attn::kRotation);
-    c.wait_idle(r, q, n);
-    TILECC_ROLLED
-    for (; q < n; q += c.ncta) {
-      c.watch.item = q;
-      tk::mbar_wait(c.x_full(c.x.slot), c.x.phase, c.watch);
-      tk::syncwarp();
-      tk::mbar_arrive(c.x_empty(c.x.slot));
-      c.x.template advance<C::kXSlots>();
-    }
-    c.arrive(Attn::kCounter);
-  }
+  static TK_FN void store(Cx& c, const OpRow& r) { signal_tasks<Attn>(c, r, n_tasks(c)); }
 };
 
 // Merges the splits of a global layer in split order; the sink enters once, here. The store warp alone runs it. A unit is
