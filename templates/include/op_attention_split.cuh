@@ -6,7 +6,7 @@
 // then come from memory once per task. Blocks that lie behind a row's position are passed over by its warp.
 //
 //   loader        nothing
-//   activations   queries of the rows, then keys and values block by block -> activation ring
+//   activations   queries of the rows, then keys and values -> activation ring: as many blocks to a slot as it holds, one copy
 //   consumers     S = Q K^T, online softmax, O += P V; partial result -> workspace
 //   store         signals
 //
@@ -28,9 +28,11 @@ struct SplitAttention {
   static constexpr u32 kGroup = Attn::kHeads / Attn::kKvHeads;
   static constexpr u32 kQueryBytes = Attn::kHeadSteps * 512;
   static constexpr u32 kTaskRows = C::kConsumerWarps;
+  // Blocks of a slot: neighbours in the cache, of one chunk.
+  static constexpr u32 kFit = C::kASlotBytes / Kv::kBlockBytes;
+  static constexpr u32 kSlotBlocks = kFit < Attn::kChunkBlocks ? kFit : Attn::kChunkBlocks;
   static_assert(kGroup <= 16, "the query heads of one KV head fill at most one m16 tile");
-  static_assert(Kv::kKeyBytes <= C::kASlotBytes && Kv::kValueBytes <= C::kASlotBytes && kQueryBytes <= C::kASlotBytes,
-                "an activation slot holds the keys of a block, its values, or a row's queries");
+  static_assert(kFit > 0 && kQueryBytes <= C::kASlotBytes, "an activation slot holds a block of keys and values, or a row's queries");
   static_assert((kTaskRows & (kTaskRows - 1)) == 0 && kTaskRows <= 32, "rows of a task are lanes of a warp");
 
   // The rows of one task: lane n knows row row0 + n.
@@ -40,6 +42,7 @@ struct SplitAttention {
     u32 last;     // block of its position
     int32_t seq;
   };
+  static TK_FN u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
   static TK_FN u32 groups(const Cx& c) { return (c.n_rows + kTaskRows - 1) / kTaskRows; }
   static TK_FN u32 chunks(u32 position) { return position / (16 * Attn::kChunkBlocks) + 1; }
   // Splits that no row of the step reaches have no tasks.
@@ -70,10 +73,10 @@ struct SplitAttention {
     return i;
   }
 
-  // Calls body(sequence, block) for every block of the split that some row of the task sees: sequences in the order of
-  // their first rows, blocks ascending.
+  // Calls body(sequence, block, blocks) for the blocks of the split that some row of the task sees, up to kSlotBlocks at a
+  // time: sequences in the order of their first rows, blocks ascending.
   template <class F>
-  static TK_FN void for_each_block(const Item& i, F&& body) {
+  static TK_FN void for_each_slot(const Item& i, F&& body) {
     TILECC_ROLLED
     for (u32 n = 0; n < i.rows; ++n) {
       const int32_t seq = tk::shfl_idx(i.seq, n);
@@ -89,7 +92,8 @@ struct SplitAttention {
       TILECC_ROLLED
       for (u32 first = i.split * Attn::kChunkBlocks; first <= last; first += Attn::kSplits * Attn::kChunkBlocks) {
         TILECC_ROLLED
-        for (u32 b = first; b < first + Attn::kChunkBlocks && b <= last; ++b) body(seq, b);
+        for (u32 b = first; b < first + Attn::kChunkBlocks && b <= last; b += kSlotBlocks)
+          body(seq, b, min_u32(kSlotBlocks, min_u32(first + Attn::kChunkBlocks, last + 1) - b));
       }
     }
   }
@@ -109,11 +113,7 @@ struct SplitAttention {
       TILECC_ROLLED
       for (u32 row = 0; row < i.rows; ++row)
         fill_slot(c, c.p.workspace + Attn::kQueries + ((i.row0 + row) * Attn::kKvHeads + i.head) * kQueryBytes, kQueryBytes);
-      for_each_block(i, [&](int32_t seq, u32 b) {
-        const uint8_t* block = Kv::block(c, r, seq, i.head, b);
-        fill_slot(c, block, Kv::kKeyBytes);
-        fill_slot(c, block + Kv::kKeyBytes, Kv::kValueBytes);
-      });
+      for_each_slot(i, [&](int32_t seq, u32 b, u32 n_blocks) { fill_slot(c, Kv::block(c, r, seq, i.head, b), n_blocks * Kv::kBlockBytes); });
     }
   }
 
@@ -150,23 +150,11 @@ struct SplitAttention {
         TK_UNROLL
         for (u32 j = 0; j < 8; ++j) run.o[p][j / 4][j % 4] = 0.f;
       }
-      for_each_block(i, [&](int32_t seq, u32 b) {
-        const bool work = mine && seq == my_seq && b <= my_last;
+      for_each_slot(i, [&](int32_t seq, u32 b0, u32 n_blocks) {
         tk::mbar_wait(c.a_full(c.a.slot), c.a.phase, c.watch);
-        Probabilities p;
-        p.clear();
-        const Visible<0> visible(b * 16, my_position, c.lane);
-        if (work) scores(c, query, visible, p, run);
-        release_slot(c);
-        tk::mbar_wait(c.a_full(c.a.slot), c.a.phase, c.watch);
-        if (work) {
-          TK_UNROLL
-          for (u32 j = 0; j < Kv::kValuePairs; ++j) {
-            u32 values[2][2];
-            Kv::load(c.act(c.a.slot), j, c.lane, values);
-            if (b == my_last) visible.clear(values);
-            p.apply(values, run.o[j]);
-          }
+        if (mine && seq == my_seq) {
+          TILECC_ROLLED
+          for (u32 j = 0; j < n_blocks && b0 + j <= my_last; ++j) block(c, query, run, c.act(c.a.slot) + j * Kv::kBlockBytes, b0 + j, my_position);
         }
         release_slot(c);
       });
@@ -180,9 +168,23 @@ struct SplitAttention {
     }
   }
 
-  static TK_FN void scores(const Cx& c, const Query<Attn::kHeadSteps>& query, const Visible<0>& visible, Probabilities& p, Running& run) {
+  // Block b, which lies at `at` and which the row at `position` sees.
+  static TK_FN void block(const Cx& c, const Query<Attn::kHeadSteps>& query, Running& run, smem_t at, u32 b, u32 position) {
+    const Visible<0> visible(b * 16, position, c.lane);
+    Probabilities p;
+    scores(c, query, at, visible, p, run);
+    TK_UNROLL
+    for (u32 j = 0; j < Kv::kValuePairs; ++j) {
+      u32 values[2][2];
+      Kv::load(at + Kv::kKeyBytes, j, c.lane, values);
+      if (b == position / 16) visible.clear(values);
+      p.apply(values, run.o[j]);
+    }
+  }
+
+  static TK_FN void scores(const Cx& c, const Query<Attn::kHeadSteps>& query, smem_t at, const Visible<0>& visible, Probabilities& p, Running& run) {
     float s[2][4];
-    query.template scores<Kv>(c.act(c.a.slot), c.lane, s);
+    query.template scores<Kv>(at, c.lane, s);
     visible.scale(Attn::kScale, s);
     TK_UNROLL
     for (u32 h = 0; h < 2; ++h) {

@@ -42,8 +42,8 @@ def test_before_and_after() -> None:
 def test_the_largest_op_decides_the_slot() -> None:
     assert sizes(Net(hidden=512))["weights"] == (8, 4 * 4096)  # four K blocks a stage
     assert sizes(Net(hidden=256, formats={"router": "f32"}))["weights"] == (8, 2 * 8192)
-    # the keys of 16 positions, or a row's queries of 16 heads; a window of 8 has one block per consumer warp
-    assert sizes(Net(dim=192, v_dim=128))["activations"] == (8, 16 * 192 * 2)
+    # keys and values of 16 positions of a global layer; a window of 8 has one block per consumer warp
+    assert sizes(Net(dim=192, v_dim=128))["activations"] == (8, 16 * (192 + 128) * 2)
     assert sizes(Net(dim=192, v_dim=128))["exchange"] == (2, 4 * (1024 + 128))
     assert sizes(Net(layers=((128, "dense"),)))["exchange"] == (2, 4 * (3 * 1024 + 128))
     assert sizes(Net(dim=8, v_dim=2, rotary=4))["activations"] == (8, 2 * 2048)
@@ -77,7 +77,7 @@ def test_heads_that_do_not_fit() -> None:
     ctx = dataclasses.replace(ctx, target=dataclasses.replace(ctx.target, smem_per_cta=48 * 1024))
     found = refusal(lambda: tiles_until(graph, rings, ctx), "TC0223")
     assert found.message == "shared memory of `sm_90a` does not hold 3 weight stages"
-    assert f"{48 * 1024} B per CTA; activations 3 x 8192 B, exchange 2 x 4608 B" in found.notes[0]
+    assert f"{48 * 1024} B per CTA; activations 3 x 10240 B, exchange 2 x 4608 B" in found.notes[0]
     assert found.span is not None
     assert (found.span.file, found.span.line) == (FILE, line_of(graph, "layers.0.attend"))
     assert found.help

@@ -227,12 +227,13 @@ class Launch:
         return self.rows[first : first + s["task_rows"]]
 
     def blocks(self, f: Frame, rows: tuple[tuple[int, int], ...]) -> int:
-        """Blocks of the task's split that some row sees (SplitAttention::for_each_block)."""
+        """Slots for the blocks of the task's split that some row sees (SplitAttention::for_each_slot)."""
         s = f.op.shape
         split = f.task // self.row_groups(s) // s["kv_heads"]
         count = 0
         for seq in dict.fromkeys(seq for _, seq in rows):
             last = max(position for position, of in rows if of == seq) // KV_BLOCK
-            owned = (b for b in range(last + 1) if b // s["chunk_blocks"] % s["splits"] == split)
-            count += sum(1 for _ in owned)
+            for first in range(0, last + 1, s["chunk_blocks"]):
+                if first // s["chunk_blocks"] % s["splits"] == split:
+                    count += -(-min(s["chunk_blocks"], last + 1 - first) // s["slot_blocks"])
         return count

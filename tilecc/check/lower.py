@@ -23,7 +23,7 @@ from tilecc.check.sync import (
     SyncProgram,
     WaitSync,
 )
-from tilecc.ir.attention import window_blocks
+from tilecc.ir.attention import block_bytes, window_blocks
 from tilecc.ir.program import OpClass, Program
 
 READ_ONLY = "image"
@@ -122,6 +122,9 @@ def _shape(op: OpClass, program: Program) -> dict[str, int]:
         else:
             shape |= {"splits": int(c["tile_splits"]), "chunk_blocks": int(c["tile_chunk_blocks"])}
             shape["task_rows"] = warps
+            block = block_bytes(int(c["head_dim"]), int(c["v_head_dim"]), str(c["kv"]))
+            slot = program.ring("activations").slot_bytes
+            shape["slot_blocks"] = min(shape["chunk_blocks"], slot // block)
     return shape
 
 
@@ -344,15 +347,15 @@ def _window(op: OpClass) -> Scripts:
 
 
 def _split(op: OpClass) -> Scripts:
-    """op_attention_split.cuh: every consumer warp publishes the partial of its own row."""
-    pair = (*_fill("kv"), *_fill("kv"))
+    """op_attention_split.cuh: every consumer warp publishes the partial of its own row. `blocks` are those of
+    one activation slot each."""
     take = (_TAKE, _USE, _RELEASE)
     return (
         Script(
             "activations",
             (
                 Loop("any", (Do("inputs"),)),
-                Loop("tasks", (Loop("rows", _fill("queries")), Loop("blocks", pair))),
+                Loop("tasks", (Loop("rows", _fill("queries")), Loop("blocks", _fill("kv")))),
             ),
         ),
         Script(
@@ -361,7 +364,7 @@ def _split(op: OpClass) -> Scripts:
                 Loop(
                     "tasks",
                     (
-                        Loop("rows", take), Loop("blocks", (*take, *take)),
+                        Loop("rows", take), Loop("blocks", take),
                         *(Do("write", buffer=b) for b in _writes(op)),
                         Do("acquire", "exchange"), Do("commit", "exchange"),
                     ),

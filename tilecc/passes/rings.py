@@ -41,7 +41,9 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
             exchange = max(exchange, warps_along_k(consumers, op.tiles["chunk"]) * group * 512)
         if op.kind == "attention":
             dim, v_dim, kv = int(op.attrs["head_dim"]), int(op.attrs["v_head_dim"]), str(op.attrs["kv"])
-            activation = max(activation, query_bytes(dim), key_bytes(dim, kv), value_bytes(v_dim, kv))
+            parts = key_bytes(dim, kv), value_bytes(v_dim, kv)  # a global layer copies whole blocks
+            block = max(parts) if int(op.attrs["window"]) else sum(parts)
+            activation = max(activation, query_bytes(dim), block)
             exchange = max(exchange, exchange_bytes(int(op.attrs["window"]), consumers))
     stage, activation, exchange = (ceil_div(n, 128) * 128 for n in (stage, activation, exchange))
     room = ctx.target.smem_per_cta - FIXED_BYTES - EXCHANGE_SLOTS * exchange

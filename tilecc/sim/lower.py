@@ -61,8 +61,9 @@ class SimOp:
     `copies` bulk copies and `act_bytes` activations, and multiplies `weights` weights per stage.
 
     An op without stages takes its seconds after its inputs. Attention: `kv_bytes` come from HBM once for all
-    rows, a warp goes through `warp_blocks` blocks of a task, each of `block_bytes`. Merge and reduce: `terms`
-    are read per task. `expert` weights have an address only once the routing op `route` is done.
+    rows, a warp goes through `warp_blocks` blocks of a task, each of `block_bytes`; a slot of the activation
+    ring holds `slot_blocks` of them. Merge and reduce: `terms` are read per task. `expert` weights have an
+    address only once the routing op `route` is done.
     """
 
     name: str
@@ -82,6 +83,7 @@ class SimOp:
     kv_bytes: float = 0.0
     warp_blocks: float = 0.0
     block_bytes: float = 0.0
+    slot_blocks: float = 0.0
     terms: int = 1
     format: str = ""
     prefetch: tuple[int, ...] = ()
@@ -92,6 +94,7 @@ def lower(graph: TileGraph, scenario: Scenario) -> list[SimOp]:
     place = {op.name: i for i, op in enumerate(graph.ops)}
     weights = {w.name: w for w in graph.weights}
     consumers = next(role.warps for role in graph.roles if role.name == "consumer")
+    slot = next(ring.slot_bytes for ring in graph.rings if ring.name == "activations")
     made: list[SimOp] = []
     route = -1
     for index, op in enumerate(graph.ops):
@@ -102,7 +105,7 @@ def lower(graph: TileGraph, scenario: Scenario) -> list[SimOp]:
         if "chunk" in op.tiles:
             made.append(_gemv(base, op, weights[op.weights["matrix"]].format, scenario, route))
         elif op.kind == "attention":
-            made.append(_attention(base, op, scenario, consumers))
+            made.append(_attention(base, op, scenario, consumers, slot))
         elif op.kind == "attention_merge":
             made.append(_merge(base, op, scenario))
         elif op.kind == "reduce":
@@ -145,10 +148,10 @@ def _gemv(base: SimOp, op: TileOp, format: str, scenario: Scenario, route: int) 
     )
 
 
-def _attention(base: SimOp, op: TileOp, scenario: Scenario, consumers: int) -> SimOp:
+def _attention(base: SimOp, op: TileOp, scenario: Scenario, consumers: int, slot: int) -> SimOp:
     """Sliding layer: a task is a row, its blocks are dealt over the warps. Global layer: a task is a split of
     as many rows as there are consumer warps, and each warp goes through all blocks of the split for one
-    row."""
+    row. A slot of the ring holds keys or values of a block for the former, whole blocks for the latter."""
     a = op.attrs
     window, kv_heads = int(a["window"]), int(a["kv_heads"])
     block = block_bytes(int(a["head_dim"]), int(a["v_head_dim"]), str(a["kv"]))
@@ -167,6 +170,7 @@ def _attention(base: SimOp, op: TileOp, scenario: Scenario, consumers: int) -> S
         kv_bytes=blocks * block * kv_heads,
         warp_blocks=warp_blocks,
         block_bytes=block,
+        slot_blocks=0.5 if window else min(CHUNK_BLOCKS, slot // block),
     )
 
 

@@ -437,8 +437,8 @@ class _Run:
         costs = self.costs
         rounds = -(-round(op.tasks) // self.grid) if op.tasks else 1
         if op.kind == "attention":
-            # Blocks come through the activation ring, keys and values in a slot each.
-            ahead = self.machine.act_slots * op.block_bytes / 2
+            # Blocks come through the activation ring.
+            ahead = self.machine.act_slots * op.slot_blocks * op.block_bytes
             load = op.block_bytes / min(costs.l2_rate_per_sm, ahead / costs.l2_latency)
             deep = rounds * op.warp_blocks * max(costs.attention_block, load)
             return costs.hbm_latency + max(op.kv_bytes / costs.hbm_rate, deep) + costs.epilogue
