@@ -120,7 +120,7 @@ def run(m: Measure) -> dict[str, Any]:
     return {
         "seconds": seconds, "mma": stats.total["mma"], "weight_bytes": weights * m.steps,
         "switches": stats.switches, "grid": grid, "threads": manifest.threads,
-        "right": bool(error.max() <= 1), "rss": peak, "rss_before": before,
+        "right": bool(error.max() <= 1), "rss": peak, "rss_before": before, "shadow": stats.shadow_bytes,
     }  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def measure(m: Measure, repeats: int) -> dict[str, Any]:
 def line(r: dict[str, Any]) -> tuple[str, ...]:
     """A row of the table; a wrong result has no speed."""
     if not r["right"]:
-        return (r["name"], f"{r['grid']} x {r['threads']}", "WRONG RESULT", "", "", "", "")
+        return (r["name"], f"{r['grid']} x {r['threads']}", "WRONG RESULT", "", "", "", "", "")
     promised = [f"{r['min_mma'] / 1e6:g} M mma/s"] if r["min_mma"] else []
     promised += [f"{r['min_bytes'] / 1e6:g} MB/s"] if r["min_bytes"] else []
     promised += [f"at most {r['max_rss'] / 1e9:g} GB"] if r["max_rss"] else []
@@ -161,6 +161,7 @@ def line(r: dict[str, Any]) -> tuple[str, ...]:
         f"{r['weight_bytes_per_second'] / 1e6:.0f}",
         f"{r['switches_per_second'] / 1e6:.1f}",
         f"{r['rss'] / 1e9:.2f}",
+        f"{r['shadow'] / 1e6:.0f}",
         verdict + ", ".join(promised),
     )
 
@@ -186,7 +187,16 @@ def main() -> int:
         found.append(measure(m, 0 if options.small else 3))
         print(f"{m.name}: {found[-1]['seconds']:.2f} s", file=sys.stderr)
     print("emulator: CPU seconds of one core; emitted projection, 8 rows; best of 3")
-    head = ("case", "CTAs x threads", "M mma/s", "weights MB/s", "M switches/s", "peak GB", "promised")
+    head = (
+        "case",
+        "CTAs x threads",
+        "M mma/s",
+        "weights MB/s",
+        "M switches/s",
+        "peak GB",
+        "shadow MB",
+        "promised",
+    )
     print(table([head, *(line(r) for r in found)]))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -80,7 +80,7 @@ class _Stats(ctypes.Structure):
         ("preemptions", ctypes.c_uint64),
         ("landings", ctypes.c_uint64),
         ("findings", ctypes.c_uint64),
-        ("peak_bytes", ctypes.c_uint64),
+        ("shadow_bytes", ctypes.c_uint64),
         ("n_roles", ctypes.c_uint32),
         ("n_counts", ctypes.c_uint32),
         ("counts", ctypes.c_uint64 * _COUNTS),
@@ -203,6 +203,8 @@ class Stats:
     roles: dict[str, dict[str, int]] = field(default_factory=dict)
     banks: dict[BankSite, BankCounts] = field(default_factory=dict)
     """Shared-memory accesses by source position, counted with DETECT_BANKS alone."""
+    shadow_bytes: int = 0
+    """Shadow memory of the largest launch: none of read-only buffers, nor of pages never touched."""
 
     @classmethod
     def zero(cls) -> Stats:
@@ -223,6 +225,7 @@ class Stats:
                 site: self.banks.get(site, BankCounts()) + other.banks.get(site, BankCounts())
                 for site in self.banks | other.banks
             },
+            max(self.shadow_bytes, other.shadow_bytes),
         )
 
 
@@ -304,7 +307,7 @@ class EmulatorLibrary:
 
         roles = {s.roles[r].name.decode(): named(s.roles[r].counts) for r in range(s.n_roles)}
         banks = parse_banks(self._lib.tk_emu_bank_sites().decode()) if detect & DETECT_BANKS else {}
-        return Stats(s.switches, s.preemptions, s.landings, named(s.counts), roles, banks)
+        return Stats(s.switches, s.preemptions, s.landings, named(s.counts), roles, banks, s.shadow_bytes)
 
 
 def parse_banks(listing: str) -> dict[BankSite, BankCounts]:

@@ -44,7 +44,8 @@ struct tk_emu_role_stats {
 };
 
 struct tk_emu_stats {
-  uint64_t switches, preemptions, landings, findings, peak_bytes;
+  uint64_t switches, preemptions, landings, findings;
+  uint64_t shadow_bytes;  // of shadow memory, at the end
   uint32_t n_roles, n_counts;
   uint64_t counts[TK_EMU_MAX_COUNTS];
   struct tk_emu_role_stats roles[TK_EMU_MAX_ROLES];

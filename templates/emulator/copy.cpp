@@ -52,7 +52,10 @@ void cp_async_wait(uint32_t keep) {
     ThreadCopy& c = t->copies[i];
     if (c.group && c.group + keep <= t->copy_groups) {
       land_copy(my_cta(), c);
-      if (shadow_on) shadow_smem(c.dst, 16, true, "cp_async16", c.site);  // nobody may have read it before
+      if (shadow_on) {  // nobody may have read it before, or written its source
+        if (c.bytes) shadow_global(kReadWindow, c.src, c.bytes, "cp_async16", c.site);
+        shadow_smem(c.dst, 16, true, "cp_async16", c.site);
+      }
     } else {
       t->copies[kept++] = c;
     }

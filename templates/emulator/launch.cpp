@@ -124,6 +124,8 @@ char* set_up_threads(Engine& e, size_t& bytes) {
 void collect(Engine& e, tk_emu_stats* out) {
   tk_emu_stats& s = e.stats;
   s.n_counts = kCounts;
+  for (const CtaState& c : e.ctas) s.shadow_bytes += c.shadow.bytes();
+  for (const Buffer& b : e.buffers) s.shadow_bytes += b.shadow.bytes();
   for (const WarpState& w : e.warps) {
     auto it = w.watch.known ? e.role_names.find(w.watch.role) : e.role_names.end();
     const std::string name = it == e.role_names.end() ? "-" : it->second;

@@ -47,6 +47,11 @@ class ShadowSpace {
     return &page[granule % kPage];
   }
   bool empty() const { return pages_.empty(); }
+  uint64_t bytes() const {
+    uint64_t n = 0;
+    for (const std::unique_ptr<Granule[]>& page : pages_) n += page ? kPage * sizeof(Granule) : 0;
+    return n;
+  }
 
  private:
   std::vector<std::unique_ptr<Granule[]>> pages_;

@@ -28,6 +28,7 @@ def test_small_run(tmp_path: Path) -> None:
         assert f["mma_per_second"] == pytest.approx(f["mma"] / f["seconds"]) and f["seconds"] > 0
         # Two layers of 16 m16 tiles and 16 k16 steps.
         assert f["mma"] == 2 * 16 * 16 and f["rss"] > f["weight_bytes"] > 0
+        assert (f["shadow"] > 0) == (f["detect"] > 0)
     assert {f["grid"] for f in figures} == {4, 132 * 320 // 64 // 256}
     promised = [f for f in figures if f["kept"] is not None]
     assert [f["name"] for f in promised] == ["bf16", "bf16, adversarial, all detectors", "132 x 320"]

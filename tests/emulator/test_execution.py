@@ -19,6 +19,7 @@ from tests.emulator.harness import (
     aligned,
     library,
 )
+from tilecc.runtime.devices import emu_lib
 
 
 @pytest.mark.parametrize("grid", [1, 2, 3])
@@ -130,3 +131,19 @@ def test_bad_launch_arguments_are_named() -> None:
     ]:
         result, _ = chain.launch(library("chain"), **change)
         assert result.status == 3 and words in result.report and result.findings[0].code == "TC0916"
+
+
+def test_another_abi_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emu_lib, "ABI_VERSION", 99)
+    result, _ = Chain().launch(library("chain"))
+    assert result.status == 3 and result.findings[0].code == "TC0916"
+    assert "the caller speaks emulator ABI 99, this library 4" in result.report
+
+
+def test_read_only_memory_has_no_shadow() -> None:
+    """Nor has what is never touched; the rest has a record of 56 bytes for each 16, by pages of 256."""
+    chain = Chain(dim=256, n_ops=2)
+    assert chain.launch(library("chain"))[0].stats.shadow_bytes == 0
+    result, _ = chain.launch(library("chain"), detect=emu_lib.DETECT_ALL)
+    written = -(-chain.SMEM // 4096) * chain.grid + 2 + 2 * (chain.n_ops + 1)
+    assert 0 < result.stats.shadow_bytes <= written * 256 * 56 < chain.image.size * 56 // 16

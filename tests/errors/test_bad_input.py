@@ -352,6 +352,17 @@ def test_source_that_does_not_compile(
 # ---------------------------------------------------------------------------- packages and command line
 
 
+@pytest.mark.parametrize("field", ["abi_version", "ir_version"])
+def test_emulate_refuses_other_versions(cli: Any, tiny_package: Path, tmp_path: Path, field: str) -> None:
+    package = tmp_path / "package"
+    shutil.copytree(tiny_package, package)
+    manifest = package / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(facts | {field: 99}))
+    done = cli("emulate", package, "--checkpoint", CHECKPOINT, "--seeds", 1)
+    check(done, "TC0602", f"{field} 99", f"{field} {facts[field]}")
+
+
 def test_packages(cli: Any, tiny_package: Path, tmp_path: Path) -> None:
     check(cli("inspect", tmp_path), "TC0601", str(tmp_path))
     run = ("--checkpoint", CHECKPOINT, "--prompt", "x", "--max-tokens", 1)

@@ -125,8 +125,19 @@ TK_KERNEL(misuse_kernel, 64)(TK_GRID_CONST MisuseParams p) {
         bulk_wait<0>();
       }
     }
+    if (mode == 37) {
+      if (ln < 8) cp_async16(data + 16 * ln, reinterpret_cast<const uint8_t*>(p.counter) + 16 * ln);
+      cp_async_commit();
+      syncwarp();
+      bar_arrive(2, 64);
+      cp_async_wait<0>();
+    }
     syncwarp();
   } else {
+    if (mode == 37) {
+      bar_sync(2, 64);
+      if (ln < 8) stg32(p.counter + 4 * ln, 1);
+    }
     if (mode == 16) bar_sync(1, 32);
   }
   if (mode == 16 && wp == 0) bar_sync(1, 64);
