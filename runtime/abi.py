@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_ROWS = 8
+"""Rows of a step, unless the package was compiled for more (``max_rows`` of its manifest)."""
+
 STATUS_WORDS = 64
 PREVIOUS_ARGMAX = -1
 """As a row's token: the argmax of the previous step's last row, taken on the device."""
 
 ROW = np.dtype([("token", "<i4"), ("position", "<i4"), ("seq", "<i4"), ("flags", "<i4")])
-STEP = np.dtype([("n_rows", "<i4"), ("reserved", "<i4", (3,)), ("rows", ROW, (MAX_ROWS,))])
 
 Row = tuple[int, int, int]
 """(token, absolute position, sequence slot)."""
@@ -43,9 +44,14 @@ class Params(ctypes.Structure):
     ]
 
 
-def pack_steps(steps: Sequence[Sequence[Row]]) -> NDArray[np.void]:
-    """Return the row table of a launch, STEP[len(steps)]. Unused rows are zero."""
-    table = np.zeros(len(steps), STEP)
+def step_type(max_rows: int = MAX_ROWS) -> np.dtype[np.void]:
+    """``struct tilecc_step`` of a package whose steps have up to ``max_rows`` rows."""
+    return np.dtype([("n_rows", "<i4"), ("reserved", "<i4", (3,)), ("rows", ROW, (max_rows,))])
+
+
+def pack_steps(steps: Sequence[Sequence[Row]], max_rows: int = MAX_ROWS) -> NDArray[np.void]:
+    """Return the row table of a launch, step_type(max_rows)[len(steps)]. Unused rows are zero."""
+    table = np.zeros(len(steps), step_type(max_rows))
     for s, rows in enumerate(steps):
         table[s]["n_rows"] = len(rows)
         for i, (token, position, seq) in enumerate(rows):

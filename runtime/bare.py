@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilecc.package import Manifest
-from tilecc.runtime.abi import MAX_ROWS, STEP, Row, pack_steps
+from tilecc.runtime.abi import MAX_ROWS, Row, pack_steps
 from tilecc.runtime.devices.base import Buffer, Bytes, Device, Launch, Stats
 from tilecc.runtime.fragments import BLOCK_COLS, from_fragments
 
@@ -38,14 +38,14 @@ class BareKernel:
     def run(
         self,
         regions: Mapping[str, NDArray[Any]],
-        rows: int = MAX_ROWS,
+        rows: int | None = None,
         steps: int = 1,
         logits: bool = False,
         table: Sequence[Sequence[Row]] | None = None,
         kv: Bytes | None = None,
     ) -> BareResult:
         """Write `regions` (raw contents from each region's start) and the KV cache, run `steps` steps of
-        `rows` rows in one launch, and return what the workspace holds then.
+        `rows` rows (default: all) in one launch, and return what the workspace holds then.
 
         `table` gives the rows of every step instead: (token, position, sequence). `kv` is the whole cache,
         u8[kv_bytes].
@@ -54,6 +54,7 @@ class BareKernel:
         TC0404 when the kernel does not finish.
         """
         m, device = self.manifest, self.device
+        most = m.max_rows
         space = np.zeros(m.workspace_bytes, np.uint8)
         places = {r.name: r for r in m.workspace}
         for name, values in regions.items():
@@ -65,15 +66,18 @@ class BareKernel:
         workspace = device.alloc_zeroed("workspace", m.workspace_bytes, regions=tuple(m.workspace))
         device.write(workspace, space)
         if table is None:
-            table = [[(0, s % m.max_context, i % m.max_seqs) for i in range(rows)] for s in range(steps)]
+            table = [
+                [(0, s % m.max_context, i % m.max_seqs) for i in range(rows or most)] for s in range(steps)
+            ]
         steps, rows = len(table), max(len(step) for step in table)
-        step_table = device.alloc_zeroed("steps", steps * STEP.itemsize, "read")
-        device.write(step_table, pack_steps(table))
+        packed = pack_steps(table, most)
+        step_table = device.alloc_zeroed("steps", packed.nbytes, "read")
+        device.write(step_table, packed)
         cache = device.alloc_zeroed("kv", m.kv_bytes)
         if kv is not None:
             device.write(cache, kv)
-        out = device.alloc_zeroed("logits", steps * MAX_ROWS * m.vocab * 4, "scratch") if logits else None
-        tokens = device.alloc_zeroed("tokens_out", steps * MAX_ROWS * 4, "scratch")
+        out = device.alloc_zeroed("logits", steps * most * m.vocab * 4, "scratch") if logits else None
+        tokens = device.alloc_zeroed("tokens_out", steps * most * 4, "scratch")
         stats = device.launch(
             Launch(
                 image=self.image, tables=self.tables, kv=cache, workspace=workspace,
@@ -85,10 +89,10 @@ class BareKernel:
         parts = {r.name: after[r.offset : r.offset + r.nbytes].copy() for r in m.workspace}
         found: NDArray[np.float32] | None = None
         if out is not None:
-            count = steps * MAX_ROWS * m.vocab
-            found = device.download(out, np.float32, count).reshape(steps, MAX_ROWS, m.vocab)[:, :rows]
-        chosen = device.download(tokens, np.int32, steps * MAX_ROWS).reshape(steps, MAX_ROWS)[:, :rows]
-        return BareResult(parts, found, stats, device.download(cache, np.uint8, m.kv_bytes), chosen)
+            count = steps * most * m.vocab
+            found = device.download(out, np.float32, count).reshape(steps, most, m.vocab)[:, :rows]
+        chosen = device.download(tokens, np.int32, steps * most).reshape(steps, most)[:, :rows]
+        return BareResult(parts, found, stats, device.download(cache, np.uint8, m.kv_bytes), chosen, most)
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,17 @@ class BareResult:
     stats: Stats
     kv: Bytes
     tokens: NDArray[np.int32]
+    max_rows: int = MAX_ROWS
 
     def partials(self, splits: int, cols: int) -> NDArray[np.float32]:
-        """Region `partials` as f32 [8, cols]: the splits added in ascending order in float32, as `Reduce`
-        does."""
+        """Region `partials` as f32 [max_rows, cols]: the splits added in ascending order in float32, as
+        `Reduce` does."""
         padded = -(-cols // BLOCK_COLS) * BLOCK_COLS
-        flat = self.regions["partials"].view(np.float32)[: splits * padded * MAX_ROWS].reshape(splits, -1)
-        parts = from_fragments(flat, cols)
-        total = np.zeros((MAX_ROWS, cols), np.float32)
+        flat = (
+            self.regions["partials"].view(np.float32)[: splits * padded * self.max_rows].reshape(splits, -1)
+        )
+        parts = from_fragments(flat, cols, self.max_rows)
+        total = np.zeros((self.max_rows, cols), np.float32)
         for part in parts:
             total += part
         return total

@@ -1,8 +1,8 @@
 """The engine: a package, a checkpoint and a device become something that answers.
 
 ``Engine.open`` checks that package and checkpoint belong together, builds the weight image and starts a
-session. Prefill and decode are the same kernel: a step of up to 8 rows, each row a (token, position,
-sequence).
+session. Prefill and decode are the same kernel: a step of up to ``max_rows`` rows, each row a (token,
+position, sequence).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tilecc.diag import Span, error
 from tilecc.diag.model import nearest
 from tilecc.package import Manifest
-from tilecc.runtime.abi import MAX_ROWS, PREVIOUS_ARGMAX, Row
+from tilecc.runtime.abi import PREVIOUS_ARGMAX, Row
 from tilecc.runtime.devices.base import Device
 from tilecc.runtime.session import MAX_STOP_IDS, Counters, Session
 from tilecc.weights.checkpoint import Checkpoint
@@ -129,7 +129,8 @@ class Engine:
     ) -> GenerateResult:
         """Continue a prompt greedily by at most ``max_tokens`` tokens in sequence slot ``seq``.
 
-        Prefill runs in steps of 8 rows; decode steps of one launch hand their argmax on inside the device.
+        Prefill runs in steps of ``max_rows`` rows; decode steps of one launch hand their argmax on inside the
+        device.
         ``stop_ids`` defaults to the checkpoint's. Raises TC0401 (prompt and new tokens exceed the compiled
         context), TC0403 (empty prompt, token outside the vocabulary).
         """
@@ -142,7 +143,7 @@ class Engine:
         stopped = "length"
         prefill = 0.0
         if max_tokens > 0:
-            steps = chunks_of(prompt, MAX_ROWS, seq)
+            steps = chunks_of(prompt, self.manifest.max_rows, seq)
             # No stop ids: inside the prompt the model may well predict one.
             fresh = [int(self.session.run(steps)[-1][len(steps[-1]) - 1])]
             prefill = time.perf_counter() - began
@@ -168,11 +169,14 @@ class Engine:
         stats = _difference(_snapshot(self.session.counters), before)
         return GenerateResult(tokens, seconds, stats, stopped, prefill, len(prompt))
 
-    def logits(self, ids: Sequence[int], chunk: int = MAX_ROWS, seq: int = 0) -> NDArray[np.float32]:
-        """Return the logits f32[len(ids), vocab] of a given text, ``chunk`` rows per step."""
+    def logits(self, ids: Sequence[int], chunk: int | None = None, seq: int = 0) -> NDArray[np.float32]:
+        """Return the logits f32[len(ids), vocab] of a given text, ``chunk`` rows per step (default: as many
+        as fit)."""
         tokens = [int(t) for t in ids]
-        if not 1 <= chunk <= MAX_ROWS:
-            raise error("TC0407", f"{chunk} rows per step asked for, a step takes 1 to {MAX_ROWS}")
+        most = self.manifest.max_rows
+        chunk = most if chunk is None else chunk
+        if not 1 <= chunk <= most:
+            raise error("TC0407", f"{chunk} rows per step asked for, a step takes 1 to {most}")
         self.check_prompt(tokens, 0)
         out = np.empty((len(tokens), self.manifest.vocab), np.float32)
 
@@ -187,7 +191,7 @@ class Engine:
     ) -> tuple[NDArray[np.int32], list[NDArray[np.float32]] | None]:
         """Run any rows in any columns: ``steps`` of (token, position, sequence).
 
-        Returns tokens i32[steps, 8] (argmax per row, -1 where none ran) and, with ``logits``, one
+        Returns tokens i32[steps, max_rows] (argmax per row, -1 where none ran) and, with ``logits``, one
         f32[rows, vocab] per step. KV state carries over from call to call.
         """
         kept: list[NDArray[np.float32]] = [np.empty((0, self.manifest.vocab), np.float32)] * len(steps)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tilecc.diag import error
 from tilecc.package import Manifest
-from tilecc.runtime.abi import MAX_ROWS, PREVIOUS_ARGMAX, STEP, Row, pack_steps
+from tilecc.runtime.abi import PREVIOUS_ARGMAX, Row, pack_steps, step_type
 from tilecc.runtime.devices.base import Buffer, Device, Launch, Stats
 
 MAX_STOP_IDS = 32
@@ -59,13 +59,13 @@ class Session:
         self.counters = Counters()
         self._image, self.tables = image, tables
         self._dirty = False
-        n = steps_per_launch
+        n, most = steps_per_launch, manifest.max_rows
         self._kv = device.alloc_zeroed("kv", manifest.kv_bytes)
         self.workspace = device.alloc_zeroed(
             "workspace", manifest.workspace_bytes, regions=tuple(manifest.workspace)
         )
-        self._steps = device.alloc_zeroed("steps", n * STEP.itemsize, "read")
-        self._tokens = device.alloc_zeroed("tokens_out", n * MAX_ROWS * 4, "scratch")
+        self._steps = device.alloc_zeroed("steps", n * step_type(most).itemsize, "read")
+        self._tokens = device.alloc_zeroed("tokens_out", n * most * 4, "scratch")
         self._stop = device.alloc_zeroed("stop_ids", MAX_STOP_IDS * 4, "read")
         self._logits: Buffer | None = None
 
@@ -75,7 +75,8 @@ class Session:
         on_logits: LogitsSink | None = None,
         stop_ids: Sequence[int] = (),
     ) -> NDArray[np.int32]:
-        """Run decode steps and return tokens i32[len(steps), 8]: the argmax of each row, -1 where none ran.
+        """Run decode steps and return tokens i32[len(steps), max_rows]: the argmax of each row, -1 where
+        none ran.
 
         Each row is (token, position, sequence); token -1 takes the argmax of the last row of the step before.
         A step whose last row's argmax is in ``stop_ids`` is the last one that runs. Steps are cut into
@@ -83,7 +84,7 @@ class Session:
         before anything runs, TC0404 when the kernel does not finish.
         """
         self._check(steps, stop_ids)
-        tokens = np.full((len(steps), MAX_ROWS), -1, np.int32)
+        tokens = np.full((len(steps), self.manifest.max_rows), -1, np.int32)
         for start in range(0, len(steps), self.steps_per_launch):
             part = [list(rows) for rows in steps[start : start + self.steps_per_launch]]
             if start > 0:
@@ -114,10 +115,10 @@ class Session:
     ) -> NDArray[np.int32]:
         if self._dirty:
             self.reset()
-        n = len(part)
-        self.device.write(self._steps, pack_steps(part))
+        n, most = len(part), self.manifest.max_rows
+        self.device.write(self._steps, pack_steps(part, most))
         # A step behind a stop token leaves its tokens as they are.
-        self.device.write(self._tokens, np.full(n * MAX_ROWS, -1, np.int32))
+        self.device.write(self._tokens, np.full(n * most, -1, np.int32))
         if stop_ids:
             self.device.write(self._stop, np.asarray(stop_ids, np.int32))
         logits = self._logits_buffer() if on_logits is not None else None
@@ -138,21 +139,19 @@ class Session:
         stats = self.device.launch(launch)
         seconds = time.perf_counter() - began
         self._dirty = False
-        tokens = self.device.download(self._tokens, np.int32, n * MAX_ROWS).reshape(n, MAX_ROWS)
+        tokens = self.device.download(self._tokens, np.int32, n * most).reshape(n, most)
         ran = int((tokens[:, 0] >= 0).sum())
         self.counters.add(ran, sum(len(rows) for rows in part[:ran]), seconds, stats)
         if on_logits is not None and logits is not None:
             vocab = self.manifest.vocab
-            values = self.device.download(logits, np.float32, n * MAX_ROWS * vocab).reshape(
-                n, MAX_ROWS, vocab
-            )
+            values = self.device.download(logits, np.float32, n * most * vocab).reshape(n, most, vocab)
             for s in range(ran):
                 on_logits(first + s, values[s, : len(part[s])])
         return tokens
 
     def _logits_buffer(self) -> Buffer:
         if self._logits is None:
-            nbytes = self.steps_per_launch * MAX_ROWS * self.manifest.vocab * 4
+            nbytes = self.steps_per_launch * self.manifest.max_rows * self.manifest.vocab * 4
             self._logits = self.device.alloc_zeroed("logits", nbytes, "scratch")
         return self._logits
 
@@ -161,7 +160,7 @@ class Session:
         if len(stop_ids) > MAX_STOP_IDS:
             raise error("TC0407", f"{len(stop_ids)} stop ids, at most {MAX_STOP_IDS} fit")
         for s, rows in enumerate(steps):
-            if not 1 <= len(rows) <= min(MAX_ROWS, m.max_rows):
+            if not 1 <= len(rows) <= m.max_rows:
                 raise error("TC0407", f"step {s} has {len(rows)} rows, a step takes 1 to {m.max_rows}")
             if len({(p, q) for _, p, q in rows}) != len(rows):
                 raise error("TC0407", f"step {s} has two rows at the same position of the same sequence")

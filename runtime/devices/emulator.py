@@ -18,7 +18,7 @@ from tilecc.build.lint import check_edited
 from tilecc.diag import Diagnostic, Span, TileccError, error
 from tilecc.diag.model import nearest
 from tilecc.package import Manifest, Region
-from tilecc.runtime.abi import MAX_ROWS, STATUS_WORDS, STEP, Params
+from tilecc.runtime.abi import STATUS_WORDS, Params, step_type
 from tilecc.runtime.devices import emu_lib
 from tilecc.runtime.devices.base import Access, Buffer, Bytes, Launch, Stats
 from tilecc.runtime.devices.status import describe_status
@@ -174,16 +174,16 @@ class EmulatorDevice:
         return out
 
     def launch(self, launch: Launch) -> Stats:
-        n = launch.n_steps
+        n, max_rows = launch.n_steps, self._manifest.max_rows
         # Only what this launch may touch is registered, so an overrun into the rest of a buffer shows.
         parts: list[emu_lib.Buffer] = []
         for buffer in (launch.image, launch.tables, launch.kv):
             parts += _register(buffer, buffer.nbytes)
         parts += _register(launch.workspace, launch.workspace.nbytes)
-        parts += _register(launch.steps, n * STEP.itemsize)
-        parts += _register(launch.tokens_out, n * MAX_ROWS * 4)
+        parts += _register(launch.steps, n * step_type(max_rows).itemsize)
+        parts += _register(launch.tokens_out, n * max_rows * 4)
         if launch.logits is not None:
-            parts += _register(launch.logits, n * MAX_ROWS * self._vocab * 4)
+            parts += _register(launch.logits, n * max_rows * self._vocab * 4)
         parts += _register(launch.stop_ids, launch.n_stop * 4)
         self._status[:] = 0
         parts.append(emu_lib.Buffer("status", self._status))

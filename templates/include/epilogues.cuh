@@ -1,5 +1,5 @@
-// What the store warp does with a finished m16 tile. A lane holds rows g, g + 8 (weights) of columns 2t, 2t + 1 (token
-// rows): v[0] = (g, 2t), v[1] = (g, 2t + 1), v[2] = (g + 8, 2t), v[3] = (g + 8, 2t + 1).
+// What the store warp does with a finished m16 tile and one row tile. A lane holds rows g, g + 8 (weights) of columns 2t,
+// 2t + 1 (token rows of the row tile): v[0] = (g, 2t), v[1] = (g, 2t + 1), v[2] = (g + 8, 2t), v[3] = (g + 8, 2t + 1).
 #pragma once
 #include "attn_common.cuh"
 #include "op_gemv.cuh"
@@ -17,8 +17,8 @@ struct EpilogueBase {
 template <class P>
 struct PartialEpilogue : EpilogueBase {
   template <class Cx>
-  TK_FN void tile(Cx& c, const OpRow&, const Task& t, u32 tile, const float (&v)[4]) {
-    const u32 g = c.lane >> 2, n = 2 * (c.lane & 3), k = tile * 16 + g;
+  TK_FN void tile(Cx& c, const OpRow&, const Task& t, u32 tile, u32 row_tile, const float (&v)[4]) {
+    const u32 g = c.lane >> 2, n = row_tile * 8 + 2 * (c.lane & 3), k = tile * 16 + g;
     uint8_t* out = c.p.workspace + P::kOffset + static_cast<u64>(t.split) * P::kColumns * kRows * 4;
     tk::stg_f32(out + frag_f32_bytes(n, k), v[0]);
     tk::stg_f32(out + frag_f32_bytes(n + 1, k), v[1]);
@@ -32,11 +32,11 @@ struct PartialEpilogue : EpilogueBase {
 template <class P>
 struct SwigluEpilogue : EpilogueBase {
   template <class Cx>
-  TK_FN void tile(Cx& c, const OpRow&, const Task& t, u32 tile, const float (&v)[4]) {
-    const u32 g = c.lane >> 2, n = 2 * (c.lane & 3), k = tile * 8 + g;
+  TK_FN void tile(Cx& c, const OpRow&, const Task& t, u32 tile, u32 row_tile, const float (&v)[4]) {
+    const u32 g = c.lane >> 2, n = row_tile * 8 + 2 * (c.lane & 3), k = tile * 8 + g;
     float h0 = swiglu(v[0], v[2]), h1 = swiglu(v[1], v[3]);
     if constexpr (P::kRouted) {
-      const tk::u32x2 w = tk::lds64(c.route() + Cx::S::kRouteWeights + (t.slot * kRows + n) * 4);
+      const tk::u32x2 w = c.slot_weights(t.slot).pair(row_tile, 2 * (c.lane & 3));
       if (w.x == 0) h0 = 0.f;
       if (w.y == 0) h1 = 0.f;
     }
@@ -50,8 +50,8 @@ struct SwigluEpilogue : EpilogueBase {
 template <class P>
 struct LogitsEpilogue : EpilogueBase {
   template <class Cx>
-  TK_FN void tile(Cx& c, const OpRow&, const Task&, u32 tile, const float (&v)[4]) {
-    const u32 g = c.lane >> 2, n = 2 * (c.lane & 3), m = tile * 16 + g;
+  TK_FN void tile(Cx& c, const OpRow&, const Task&, u32 tile, u32 row_tile, const float (&v)[4]) {
+    const u32 g = c.lane >> 2, n = row_tile * 8 + 2 * (c.lane & 3), m = tile * 16 + g;
     uint8_t* out = c.p.workspace + P::kOffset;
     if (m < P::kRowsOut) {
       tk::stg_f32(out + (n * P::kPitch + m) * 4, v[0]);
@@ -68,24 +68,34 @@ struct LogitsEpilogue : EpilogueBase {
 // per CTA for the commit op; the logits themselves only if the caller asked. P: kOffset ([cta][row] value, id) kVocab
 template <class P>
 struct ArgmaxEpilogue {
-  float best[2];
-  int32_t id[2];
+  float best[kRowTiles][2];
+  int32_t id[kRowTiles][2];
 
   template <class Cx>
   TK_FN void begin(Cx&, const OpRow&) {
-    best[0] = best[1] = kNegInf;
-    id[0] = id[1] = 0x7fffffff;
+    TK_UNROLL
+    for (int i = 0; i < kRowTiles; ++i) {
+      best[i][0] = best[i][1] = kNegInf;
+      id[i][0] = id[i][1] = 0x7fffffff;
+    }
   }
   template <class Cx>
-  TK_FN void tile(Cx& c, const OpRow&, const Task&, u32 tile, const float (&v)[4]) {
-    const u32 g = c.lane >> 2, n = 2 * (c.lane & 3);
+  TK_FN void tile(Cx& c, const OpRow&, const Task&, u32 tile, u32 row_tile, const float (&v)[4]) {
+    TK_UNROLL
+    for (int i = 0; i < kRowTiles; ++i) {
+      if (i == row_tile) fold(c, tile, row_tile, v, best[i], id[i]);
+    }
+  }
+  template <class Cx>
+  static TK_FN void fold(const Cx& c, u32 tile, u32 row_tile, const float (&v)[4], float (&top)[2], int32_t (&at)[2]) {
+    const u32 g = c.lane >> 2, n = row_tile * 8 + 2 * (c.lane & 3);
     TK_UNROLL
     for (int h = 0; h < 2; ++h) {
       const u32 m = tile * 16 + g + 8 * h;
       if (m < P::kVocab) {
         TK_UNROLL
         for (int j = 0; j < 2; ++j) {
-          argmax_pair(best[j], id[j], v[2 * h + j], static_cast<int32_t>(m), &best[j], &id[j]);
+          argmax_pair(top[j], at[j], v[2 * h + j], static_cast<int32_t>(m), &top[j], &at[j]);
           if (c.p.logits != nullptr && n + j < c.n_rows)
             tk::stg_f32(c.p.logits + (static_cast<u64>(c.step) * kRows + n + j) * P::kVocab + m, v[2 * h + j]);
         }
@@ -95,18 +105,22 @@ struct ArgmaxEpilogue {
   template <class Cx>
   TK_FN void end(Cx& c, const OpRow&) {
     TK_UNROLL
-    for (int m = 4; m < 32; m *= 2) {
+    for (int i = 0; i < kRowTiles; ++i) {
       TK_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        const float v = tk::shfl_xor(best[j], m);
-        const int32_t i = tk::shfl_xor(id[j], m);
-        argmax_pair(best[j], id[j], v, i, &best[j], &id[j]);
+      for (int m = 4; m < 32; m *= 2) {
+        TK_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          const float v = tk::shfl_xor(best[i][j], m);
+          const int32_t other = tk::shfl_xor(id[i][j], m);
+          argmax_pair(best[i][j], id[i][j], v, other, &best[i][j], &id[i][j]);
+        }
       }
-    }
-    if (c.lane < 4) {
-      TK_UNROLL
-      for (int j = 0; j < 2; ++j)
-        tk::stg64(c.p.workspace + P::kOffset + (c.cta * kRows + 2 * c.lane + j) * 8, tk::u32x2{tk::f2u(best[j]), static_cast<u32>(id[j])});
+      if (c.lane < 4) {
+        TK_UNROLL
+        for (int j = 0; j < 2; ++j)
+          tk::stg64(c.p.workspace + P::kOffset + (c.cta * kRows + i * 8 + 2 * c.lane + j) * 8,
+                    tk::u32x2{tk::f2u(best[i][j]), static_cast<u32>(id[i][j])});
+      }
     }
   }
 };
@@ -117,14 +131,14 @@ struct ArgmaxEpilogue {
 template <class P>
 struct QkvEpilogue : EpilogueBase {
   template <class Cx>
-  TK_FN void tile(Cx& c, const OpRow& r, const Task&, u32 tile, const float (&v)[4]) {
+  TK_FN void tile(Cx& c, const OpRow& r, const Task&, u32 tile, u32 row_tile, const float (&v)[4]) {
     const u32 g = c.lane >> 2;
     const bool is_value = tile >= (P::kHeads + P::kKvHeads) * P::kQkTiles;
     const u32 local = is_value ? tile - (P::kHeads + P::kKvHeads) * P::kQkTiles : tile;
     const u32 head = local / (is_value ? P::kValueTiles : P::kQkTiles), part = local % (is_value ? P::kValueTiles : P::kQkTiles);
     TK_UNROLL
     for (int j = 0; j < 2; ++j) {
-      const u32 n = 2 * (c.lane & 3) + j;
+      const u32 n = row_tile * 8 + 2 * (c.lane & 3) + j;
       if (n >= c.n_rows) continue;
       const tilecc_row row = tk::ld_uniform(c.row(n));
       float out[2] = {v[j], v[2 + j]};

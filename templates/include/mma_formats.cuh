@@ -100,57 +100,132 @@ TK_FN void load_b(smem_t acts, u32 first, u32 (&b)[NT][N][2]) {
   }
 }
 
-// One k32 pair of one tile. `words`: what the lane loaded for these 64 columns (p = 0 or 1: which of their pairs).
+// The A operands of one k32 pair of one tile. `words`: what the lane loaded for the 64 columns around it.
+template <Format F>
+struct Fragments {
+  static constexpr int kParts = F == Format::kF32 ? 3 : 1;
+  u32 a[kParts][2][4];  // f32: low, middle, high bits
+  float s[2];           // mxfp4: scales of rows g and g + 8
+
+  TK_FN void decode(const u32 (&words)[Block<F>::kHalf / 128], u32 pair, const tk::u32x2& scales) {
+    const u32 p = pair % 2;
+    if constexpr (F == Format::kMxfp4) s[0] = mxfp4_scale(scales.x, pair), s[1] = mxfp4_scale(scales.y, pair);
+    if constexpr (F == Format::kF32) {
+      TK_UNROLL
+      for (u32 i = 0; i < 4; ++i) {
+        const u32* w = words + (4 * p + i) * 4;
+        const u32 bits[4] = {w[0], w[1], w[2], w[3]};
+        u32 h[2], m[2], l[2];
+        split_f32(bits, h, m, l);
+        TK_UNROLL
+        for (int j = 0; j < 2; ++j) a[2][i / 2][2 * (i % 2) + j] = h[j], a[1][i / 2][2 * (i % 2) + j] = m[j], a[0][i / 2][2 * (i % 2) + j] = l[j];
+      }
+    } else {
+      TK_UNROLL
+      for (u32 i = 0; i < 2; ++i) {
+        if constexpr (F == Format::kMxfp4) {
+          decode_mxfp4(words[2 * p + i], a[0][i]);
+        } else if constexpr (F == Format::kFp8) {
+          decode_fp8(words[4 * p + 2 * i], words[4 * p + 2 * i + 1], a[0][i]);
+        } else {
+          TK_UNROLL
+          for (u32 j = 0; j < 4; ++j) a[0][i][j] = words[(2 * p + i) * 4 + j];
+        }
+      }
+    }
+  }
+
+  // One row tile: acc or part += the pair times its activations b.
+  TK_FN void apply(float (&acc)[4], float (&part)[4], const u32 (&b)[2][2]) const {
+    if constexpr (F == Format::kMxfp4) {
+      float sum[4] = {0.f, 0.f, 0.f, 0.f};
+      tk::mma_bf16_n<2>(sum, a[0], b);
+      acc[0] = tk::fma_(s[0], sum[0], acc[0]), acc[1] = tk::fma_(s[0], sum[1], acc[1]);
+      acc[2] = tk::fma_(s[1], sum[2], acc[2]), acc[3] = tk::fma_(s[1], sum[3], acc[3]);
+    } else {
+      // y = sum over blocks of scale * (sum of code * x): FP8 sums a whole block before its scale.
+      TK_UNROLL
+      for (int i = 0; i < kParts; ++i) tk::mma_bf16_n<2>(F == Format::kFp8 ? part : acc, a[i], b);
+    }
+  }
+};
+
+// One k32 pair of one tile, all row tiles.
 template <Format F, int NT, int N>
 TK_FN void mma_pair(float (&acc)[NT][4], float (&part)[NT][4], const u32 (&words)[Block<F>::kHalf / 128], u32 pair, const tk::u32x2& scales,
                     const u32 (&b)[NT][N][2], u32 at) {
-  const u32 p = pair % 2;
-  u32 a[2][4];
-  if constexpr (F == Format::kMxfp4) {
-    TK_UNROLL
-    for (u32 i = 0; i < 2; ++i) decode_mxfp4(words[2 * p + i], a[i]);
-    const float s0 = mxfp4_scale(scales.x, pair), s1 = mxfp4_scale(scales.y, pair);
-    TK_UNROLL
-    for (int n = 0; n < NT; ++n) {
-      const u32 bn[2][2] = {{b[n][at][0], b[n][at][1]}, {b[n][at + 1][0], b[n][at + 1][1]}};
-      float sum[4] = {0.f, 0.f, 0.f, 0.f};
-      tk::mma_bf16_n<2>(sum, a, bn);
-      acc[n][0] = tk::fma_(s0, sum[0], acc[n][0]), acc[n][1] = tk::fma_(s0, sum[1], acc[n][1]);
-      acc[n][2] = tk::fma_(s1, sum[2], acc[n][2]), acc[n][3] = tk::fma_(s1, sum[3], acc[n][3]);
+  Fragments<F> a;
+  a.decode(words, pair, scales);
+  TK_UNROLL
+  for (int n = 0; n < NT; ++n) {
+    const u32 bn[2][2] = {{b[n][at][0], b[n][at][1]}, {b[n][at + 1][0], b[n][at + 1][1]}};
+    a.apply(acc[n], part[n], bn);
+  }
+}
+
+// FP8: the sums of one block enter the accumulators with the block's scales.
+template <int NT>
+TK_FN void add_scaled(float (&acc)[NT][4], const float (&part)[NT][4], const tk::u32x2& scales) {
+  const float s0 = tk::u2f(scales.x), s1 = tk::u2f(scales.y);
+  TK_UNROLL
+  for (int n = 0; n < NT; ++n) {
+    acc[n][0] = tk::fma_(s0, part[n][0], acc[n][0]), acc[n][1] = tk::fma_(s0, part[n][1], acc[n][1]);
+    acc[n][2] = tk::fma_(s1, part[n][2], acc[n][2]), acc[n][3] = tk::fma_(s1, part[n][3], acc[n][3]);
+  }
+}
+
+// Several row tiles: a k32 pair of all tiles of the warp is decoded once, then feeds the row tiles one after the other, so
+// that activations are read once and the decoded weights stay in registers. Every sum is that of mma_block, term by term.
+template <Format F, int NT, int MT, u32 kStride, bool kWhole>
+TK_FN void mma_rows(float (&acc)[MT][NT][4], const BlockAt& at, u32 tiles) {
+  constexpr bool kScaled = F == Format::kFp8 || F == Format::kMxfp4;
+  constexpr u32 kWords = Block<F>::kHalf / 128;  // of a lane, for 64 columns
+  tk::u32x2 scales[MT];
+  float part[MT][NT][4];
+  TK_UNROLL
+  for (int m = 0; m < MT; ++m) {
+    scales[m] = tk::u32x2{0, 0};
+    if constexpr (kScaled) {
+      if (kWhole || m < tiles) scales[m] = tk::lds64(at.scales + Block<F>::kScales + m * kStride);
     }
-  } else if constexpr (F == Format::kF32) {
-    u32 mid[2][4], low[2][4];
     TK_UNROLL
-    for (u32 i = 0; i < 4; ++i) {
-      const u32* w = words + (4 * p + i) * 4;
-      const u32 bits[4] = {w[0], w[1], w[2], w[3]};
-      u32 h[2], m[2], l[2];
-      split_f32(bits, h, m, l);
+    for (int n = 0; n < NT; ++n) part[m][n][0] = part[m][n][1] = part[m][n][2] = part[m][n][3] = 0.f;
+  }
+  TK_UNROLL
+  for (u32 half = 0; half < 2; ++half) {
+    u32 words[MT][kWords];
+    TK_UNROLL
+    for (u32 p = 0; p < 2; ++p) {
+      // mxfp4: one load holds both pairs.
+      constexpr u32 kLoads = kWords == 4 ? 1 : kWords / 8;
+      Fragments<F> a[MT];
       TK_UNROLL
-      for (int j = 0; j < 2; ++j) a[i / 2][2 * (i % 2) + j] = h[j], mid[i / 2][2 * (i % 2) + j] = m[j], low[i / 2][2 * (i % 2) + j] = l[j];
-    }
-    TK_UNROLL
-    for (int n = 0; n < NT; ++n) {
-      const u32 bn[2][2] = {{b[n][at][0], b[n][at][1]}, {b[n][at + 1][0], b[n][at + 1][1]}};
-      tk::mma_bf16_n<2>(acc[n], low, bn);
-      tk::mma_bf16_n<2>(acc[n], mid, bn);
-      tk::mma_bf16_n<2>(acc[n], a, bn);
-    }
-  } else {
-    TK_UNROLL
-    for (u32 i = 0; i < 2; ++i) {
-      if constexpr (F == Format::kFp8) {
-        decode_fp8(words[4 * p + 2 * i], words[4 * p + 2 * i + 1], a[i]);
-      } else {
+      for (int m = 0; m < MT; ++m) {
+        if (!kWhole && m >= tiles) continue;
         TK_UNROLL
-        for (u32 j = 0; j < 4; ++j) a[i][j] = words[(2 * p + i) * 4 + j];
+        for (u32 i = p * kLoads; i < (p + 1) * kLoads && i < kWords / 4; ++i) {
+          const tk::u32x4 v = tk::lds128(at.codes + m * kStride + half * Block<F>::kHalf + i * 512);
+          words[m][4 * i] = v.x, words[m][4 * i + 1] = v.y, words[m][4 * i + 2] = v.z, words[m][4 * i + 3] = v.w;
+        }
+        a[m].decode(words[m], 2 * half + p, scales[m]);
+      }
+      TK_UNROLL
+      for (int n = 0; n < NT; ++n) {
+        u32 b[1][2][2];
+        load_b<1, 2>(at.acts + n * 2048, 4 * half + 2 * p, b);
+        TK_UNROLL
+        for (int m = 0; m < MT; ++m) {
+          if (!kWhole && m >= tiles) continue;
+          a[m].apply(acc[m][n], part[m][n], b[0]);
+        }
       }
     }
+  }
+  if constexpr (F == Format::kFp8) {
     TK_UNROLL
-    for (int n = 0; n < NT; ++n) {
-      const u32 bn[2][2] = {{b[n][at][0], b[n][at][1]}, {b[n][at + 1][0], b[n][at + 1][1]}};
-      // y = sum over blocks of scale * (sum of code * x): FP8 sums a whole block before its scale.
-      tk::mma_bf16_n<2>(F == Format::kFp8 ? part[n] : acc[n], a, bn);
+    for (int m = 0; m < MT; ++m) {
+      if (!kWhole && m >= tiles) continue;
+      add_scaled(acc[m], part[m], scales[m]);
     }
   }
 }
@@ -198,12 +273,7 @@ TK_FN void mma_block(float (&acc)[MT][NT][4], const BlockAt& at, u32 tiles) {
     TK_UNROLL
     for (int m = 0; m < MT; ++m) {
       if (!kWhole && m >= tiles) continue;
-      const float s0 = tk::u2f(scales[m].x), s1 = tk::u2f(scales[m].y);
-      TK_UNROLL
-      for (int n = 0; n < NT; ++n) {
-        acc[m][n][0] = tk::fma_(s0, part[m][n][0], acc[m][n][0]), acc[m][n][1] = tk::fma_(s0, part[m][n][1], acc[m][n][1]);
-        acc[m][n][2] = tk::fma_(s1, part[m][n][2], acc[m][n][2]), acc[m][n][3] = tk::fma_(s1, part[m][n][3], acc[m][n][3]);
-      }
+      add_scaled(acc[m], part[m], scales[m]);
     }
   }
 }

@@ -47,9 +47,14 @@ struct SplitAttention {
   static TK_FN u32 chunks(u32 position) { return position / (16 * Attn::kChunkBlocks) + 1; }
   // Splits that no row of the step reaches have no tasks.
   static TK_FN u32 n_tasks(const Cx& c) {
-    u32 most = c.lane < c.n_rows ? chunks(position(c, c.lane)) : 0;
+    u32 most = 0;
     TK_UNROLL
-    for (u32 m = 1; m < kRows; m *= 2) {
+    for (u32 n = 0; n < kRows; n += 32) {
+      const u32 own = c.lane + n < c.n_rows ? chunks(position(c, c.lane + n)) : 0;
+      if (own > most) most = own;
+    }
+    TK_UNROLL
+    for (u32 m = 1; m < (kRows < 32 ? kRows : 32); m *= 2) {
       const u32 other = tk::shfl_xor(most, m);
       if (other > most) most = other;
     }

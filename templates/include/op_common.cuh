@@ -29,9 +29,12 @@ using tk::smem_t;
 using u32 = uint32_t;
 using u64 = uint64_t;
 
-constexpr int kRows = 8;         // token rows of a step: the N side of mma.m16n8k16
+constexpr int kRows = TILECC_MAX_ROWS;  // token rows of a step: the N side of mma.m16n8k16, eight to a row tile
+constexpr int kRowTiles = kRows / 8;
+static_assert(kRows == 8 || kRows == 16 || kRows == 32 || kRows == 64, "a step has 1, 2, 4 or 8 row tiles");
 constexpr int kBlockCols = 128;  // columns of one weight block: 8 k16 steps
-constexpr int kMaxActive = 64;   // distinct experts of a step: rows * top-k at most
+constexpr int kSelections = kRows * 8;    // of all rows: top-8 at most
+constexpr int kMaxActive = kSelections;   // distinct experts of a step
 constexpr int kMaxStarts = 16;   // splits of a down projection + 1 at most
 constexpr u32 kImageUnit = 256;  // image offsets in the op table count these bytes
 constexpr float kNegInf = -__builtin_huge_valf();
@@ -80,9 +83,13 @@ struct Ring {
   }
 };
 
-// Byte address of element (row n, column k) of an activation in B-fragment order:
-// [k16 step][lane = 4 n + (k % 8) / 2][2 (k % 16 / 8) + k % 2] bf16.
-TK_FN u32 frag_bytes(u32 n, u32 k) { return (((k >> 4) * 32 + n * 4 + ((k & 7) >> 1)) * 4 + ((k & 15) >> 3) * 2 + (k & 1)) * 2; }
+// Activations lie in B-fragment order: [128 columns][row tile][k16 step][lane][4 bf16]. The place of a k16 step of a row
+// tile, counted in fragments of 256 bytes; `step` counts from a multiple of 128 columns.
+TK_FN u32 frag_step(u32 step, u32 row_tile) { return kRowTiles == 1 ? step : (step / 8 * kRowTiles + row_tile) * 8 + step % 8; }
+// Byte address of element (row n, column k): lane = 4 (n % 8) + (k % 8) / 2 holds 2 (k % 16 / 8) + k % 2.
+TK_FN u32 frag_bytes(u32 n, u32 k) {
+  return ((frag_step(k >> 4, n >> 3) * 32 + (n & 7) * 4 + ((k & 7) >> 1)) * 4 + ((k & 15) >> 3) * 2 + (k & 1)) * 2;
+}
 // The same element of an f32 partial: 4 bytes per element.
 TK_FN u32 frag_f32_bytes(u32 n, u32 k) { return frag_bytes(n, k) * 2; }
 
@@ -99,13 +106,49 @@ struct Smem {
   static constexpr u32 kActs = kWeights + C::kWStages * C::kWStageBytes;
   static constexpr u32 kExchange = kActs + C::kASlots * C::kASlotBytes;
   static constexpr u32 kRoute = kExchange + C::kXSlots * C::kXSlotBytes;
-  // routing record: n_active | expert ids | weights [slot][row] | selected ids [row][k] | selected weights [row][k]
+  // Routing record: n_active | expert ids | weights | selected ids [row][k] | selected weights [row][k] | starts. Up to 16
+  // rows the weights are [slot][row]; more rows would leave no room for the rings, so their weights are a list in the order
+  // of slots and rows, behind it for every slot the mask of its rows (two words) and where its weights begin.
+  static constexpr bool kRouteDense = kRows <= 16;
   static constexpr u32 kRouteIds = 16, kRouteWeights = kRouteIds + 4 * kMaxActive;
-  static constexpr u32 kRouteSelIds = kRouteWeights + 4 * kMaxActive * kRows, kRouteSelWeights = kRouteSelIds + 4 * 64;
+  static constexpr u32 kRouteMasks = kRouteWeights + 4 * kSelections, kRouteFirst = kRouteMasks + 8 * kMaxActive;
+  static constexpr u32 kRouteSelIds = kRouteDense ? kRouteWeights + 4 * kMaxActive * kRows : kRouteFirst + 4 * kMaxActive;
+  static constexpr u32 kRouteSelWeights = kRouteSelIds + 4 * kSelections;
   // place in the list where each split of the down projection starts, and the end
-  static constexpr u32 kRouteStarts = kRouteSelWeights + 4 * 64;
+  static constexpr u32 kRouteStarts = kRouteSelWeights + 4 * kSelections;
   static constexpr u32 kRouteBytes = (kRouteStarts + 4 * kMaxStarts + 127) / 128 * 128;
   static constexpr u32 kTotal = kRoute + kRouteBytes;
+};
+
+// Routing weights of one place in the active list.
+template <class S>
+struct SlotWeights {
+  smem_t at;         // of the weights of row 0 (a list: of the first row that has one)
+  u32 rows[2] = {};  // a list: mask of the rows that have one
+
+  TK_FN SlotWeights(smem_t route, u32 slot) {
+    if constexpr (S::kRouteDense) {
+      at = route + S::kRouteWeights + slot * kRows * 4;
+    } else {
+      const tk::u32x2 mask = tk::lds64(route + S::kRouteMasks + slot * 8);
+      rows[0] = mask.x, rows[1] = mask.y;
+      at = route + S::kRouteWeights + tk::lds32(route + S::kRouteFirst + slot * 4) * 4;
+    }
+  }
+  // Of rows n and n + 1 of a row tile, n even: bits of float32, 0 for a row that is not routed here.
+  TK_FN tk::u32x2 pair(u32 row_tile, u32 n) const {
+    if constexpr (S::kRouteDense) {
+      return tk::lds64(at + (row_tile * 8 + n) * 4);
+    } else {
+      const u32 word = row_tile < 4 ? rows[0] : rows[1], bit = row_tile % 4 * 8 + n;
+      const u32 mine = word >> bit & 3u, below = tk::popc(word & ((1u << bit) - 1)) + (row_tile < 4 ? 0 : tk::popc(rows[0]));
+      const smem_t first = at + 4 * below;
+      tk::u32x2 w = {0, 0};
+      if ((mine & 1u) != 0) w.x = tk::lds32(first);
+      if ((mine & 2u) != 0) w.y = tk::lds32(first + 4 * (mine & 1u));
+      return w;
+    }
+  }
 };
 
 // What a warp carries through the program: where it is in each ring, which step it runs, and its kernel parameters.
@@ -139,6 +182,10 @@ struct Ctx {
   TK_FN smem_t act(u32 i) const { return sb + S::kActs + i * C::kASlotBytes; }
   TK_FN smem_t exchange(u32 i) const { return sb + S::kExchange + i * C::kXSlotBytes; }
   TK_FN smem_t route() const { return sb + S::kRoute; }
+  TK_FN SlotWeights<S> slot_weights(u32 slot) const { return {route(), slot}; }
+
+  // Row tiles that this step uses. What the others hold is computed with, where that costs nothing, and never read.
+  TK_FN u32 row_tiles() const { return kRowTiles == 1 ? 1 : (n_rows + 7) / 8; }
 
   TK_FN u32 target(const Wait& w_) const { return ncta * ((base + step) * w_.per_step + static_cast<u32>(w_.ordinal)); }
 

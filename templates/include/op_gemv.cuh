@@ -7,7 +7,10 @@
 //   store         sums the warps' partials in warp order, runs the op's epilogue, signals once per (CTA, op)
 //
 // A task is a group of up to kGroup neighbouring m16 tiles that share their activations. A stage of the weight ring holds one
-// chunk of a task: kSlots experts x kGroup tiles x kChunk blocks, in this order. Op (emitted) gives the shapes:
+// chunk of a task: kSlots experts x kGroup tiles x kChunk blocks, in this order. A chunk's activations of all row tiles fill
+// one slot of the activation ring, so more rows mean shorter chunks; partial tiles go to the store warp one row tile at a
+// time. Which warp multiplies which block depends on kWarpsK alone, hence the bits of a row do not depend on the number of
+// rows. Op (emitted) gives the shapes:
 //   kFormat kTiles kBlocks kSplits kChunk kGroup kSlots kWarpsK kRotation kCounter kOver kSource kSourceOffset kSumSq
 //   kHidden kEps
 #pragma once
@@ -38,25 +41,27 @@ struct Gemv {
   static constexpr u32 kTileStride = Op::kChunk * kBlockBytes, kSlotStride = Op::kGroup * kTileStride;
   static constexpr bool kUp = Op::kOver == Over::kExpertsUp, kDown = Op::kOver == Over::kExpertsDown;
   static constexpr u32 kSplitBlocks = kDown ? Op::kBlocks : (Op::kBlocks + Op::kSplits - 1) / Op::kSplits;
-  static constexpr int kRowTiles = C::kRowTiles;
   static constexpr u32 kActBlock = 2048 * kRowTiles;
 
-  // Consumer warp w takes blocks w % kWarpsK, + kWarpsK, ... of a chunk, and kWarpTiles tiles from w / kWarpsK * kWarpTiles on.
+  // Consumer warp w takes blocks w % kWarpsK, + kWarpsK, ... of a split, and kWarpTiles tiles from w / kWarpsK * kWarpTiles on.
+  // Chunks with fewer than kWarpsK blocks are dealt in turns of kTurn chunks.
   static constexpr u32 kWarpsM = C::kConsumerWarps / Op::kWarpsK;
+  static constexpr u32 kTurn = Op::kWarpsK > Op::kChunk ? Op::kWarpsK / Op::kChunk : 1;
   static constexpr u32 kWarpTiles = (Op::kGroup + kWarpsM - 1) / kWarpsM;
   static constexpr u32 kWarpBlocks = (Op::kChunk + Op::kWarpsK - 1) / Op::kWarpsK;
   static constexpr bool kWholeTiles = Op::kTiles % Op::kGroup == 0 && Op::kGroup == kWarpTiles * kWarpsM;
-  static constexpr bool kWholeChunks = kSplitBlocks % Op::kChunk == 0 && Op::kChunk % Op::kWarpsK == 0 && (kDown || kSplitBlocks * Op::kSplits == Op::kBlocks);
+  static constexpr bool kWholeChunks = kSplitBlocks % Op::kChunk == 0 && (kTurn > 1 || Op::kChunk % Op::kWarpsK == 0) && (kDown || kSplitBlocks * Op::kSplits == Op::kBlocks);
   // All of K in one chunk: an expert's tiles are one contiguous piece of the image.
   static constexpr bool kWholeK = Op::kChunk == Op::kBlocks;
   // Both scaled formats want activations multiplied by 2^96, see mma_formats.cuh.
   static constexpr bool kScaledActs = kFormat == Format::kFp8 || kFormat == Format::kMxfp4;
 
   static_assert(C::kConsumerWarps % Op::kWarpsK == 0, "the warps that share K divide the consumers");
+  static_assert(kTurn == 1 || Op::kWarpsK % Op::kChunk == 0, "short chunks are dealt to the warps in turns");
   static_assert(Op::kSlots == 1 || (kDown && kWholeK), "only whole experts share a chunk");
   static_assert(Op::kSlots * kSlotStride <= C::kWStageBytes, "a weight stage holds one chunk of a group");
   static_assert(Op::kSlots * Op::kChunk * kActBlock <= C::kASlotBytes, "an activation slot holds one chunk");
-  static_assert(Op::kWarpsK * Op::kGroup * kRowTiles * 512 <= C::kXSlotBytes, "an exchange slot holds all partial tiles");
+  static_assert(Op::kWarpsK * Op::kGroup * 512 <= C::kXSlotBytes, "an exchange slot holds all partial tiles of a row tile");
 
   static TK_FN u32 n_active(const Cx& c) { return tk::lds32(c.route()); }
   static TK_FN u32 expert(const Cx& c, u32 slot) { return tk::lds32(c.route() + Cx::S::kRouteIds + 4 * slot); }
@@ -132,8 +137,8 @@ struct Gemv {
     u32 q = first_task(c, Op::kRotation);
     if (q < n) {
       c.wait_inputs(r);
-      float rstd = Op::kSource == Source::kNorm ? row_rstd(c) : 0.f;
-      if constexpr (kScaledActs) rstd *= kActFactor;  // a power of two: it commutes with every rounding that follows
+      float rstd[kOwnTiles] = {};
+      if constexpr (Op::kSource == Source::kNorm) row_rstd(c, rstd);
       TILECC_ROLLED
       for (; q < n; q += c.ncta) {
         const Task t = task(q);
@@ -191,39 +196,53 @@ struct Gemv {
     tk::mbar_arrive(c.a_full(c.a.slot));
   }
 
-  // 1 / rms of row lane / 4, from the partial sums of squares that the reduce op left: lane t adds every fourth partial,
-  // then the four lanes of a row add theirs in a fixed tree.
-  static TK_FN float row_rstd(const Cx& c) {
-    const u32 g = c.lane >> 2, t = c.lane & 3;
-    float sum = 0.f;
-    TILECC_ROLLED
-    for (u32 u = t; u < (Op::kHidden + 63) / 64; u += 4) sum += tk::ldg_f32(c.p.workspace + Op::kSumSq + (u * kRows + g) * 4);
-    sum += tk::shfl_xor(sum, 1);
-    sum += tk::shfl_xor(sum, 2);
-    return norm_rstd(sum, 1.0f / static_cast<float>(Op::kHidden), Op::kEps);
-  }
+  // One row tile: its k16 steps are dealt over the activation warps. More: the row tiles are.
+  static constexpr u32 kStepWarps = kRowTiles == 1 ? C::kActWarps : 1, kTileWarps = C::kActWarps / kStepWarps;
+  static constexpr u32 kOwnTiles = kRowTiles / kTileWarps;
+  static_assert(kRowTiles % kTileWarps == 0, "every activation warp has as many row tiles");
 
-  // The k16 steps of a block are dealt over the warps; the loads of a batch are in flight together.
-  static TK_FN void normalise(Cx& c, const OpRow& r, float rstd, const Chunk& k) {
-    const uint8_t* x = c.p.workspace + Op::kSourceOffset + k.kb * 2048;
+  // 1 / rms of row lane / 4 of this warp's row tiles, from the partial sums of squares that the reduce op left: lane t adds
+  // every fourth partial, then the four lanes of a row add theirs in a fixed tree.
+  static TK_FN void row_rstd(const Cx& c, float (&rstd)[kOwnTiles]) {
+    const u32 g = c.lane >> 2, t = c.lane & 3;
+    TK_UNROLL
+    for (u32 i = 0; i < kOwnTiles; ++i) {
+      const u32 row = row_tile(c, i) * 8 + g;
+      float sum = 0.f;
+      TILECC_ROLLED
+      for (u32 u = t; u < (Op::kHidden + 63) / 64; u += 4) sum += tk::ldg_f32(c.p.workspace + Op::kSumSq + (u * kRows + row) * 4);
+      sum += tk::shfl_xor(sum, 1);
+      sum += tk::shfl_xor(sum, 2);
+      rstd[i] = norm_rstd(sum, 1.0f / static_cast<float>(Op::kHidden), Op::kEps);
+      if constexpr (kScaledActs) rstd[i] *= kActFactor;  // a power of two: it commutes with every rounding that follows
+    }
+  }
+  static TK_FN u32 row_tile(const Cx& c, u32 i) { return kRowTiles == 1 ? 0 : i * kTileWarps + c.warp; }
+
+  // The loads of a batch are in flight together.
+  static TK_FN void normalise(Cx& c, const OpRow& r, const float (&rstd)[kOwnTiles], const Chunk& k) {
+    const uint8_t* x = c.p.workspace + Op::kSourceOffset + k.kb * kActBlock;
     const uint8_t* norm = c.image(r.norm) + k.kb * 256;
     const u32 t = c.lane & 3, steps = k.nb * 8;
     constexpr u32 kBatch = 8;
     TILECC_ROLLED
-    for (u32 s0 = c.warp; s0 < steps; s0 += kBatch * C::kActWarps) {
-      tk::u32x2 v[kBatch], w[kBatch];
+    for (u32 s0 = kStepWarps == 1 ? 0 : c.warp; s0 < steps; s0 += kBatch * kStepWarps) {
       TK_UNROLL
-      for (u32 j = 0; j < kBatch; ++j) {
-        const u32 s = s0 + j * C::kActWarps;
-        if (s < steps) v[j] = tk::ldg64(x + s * 256 + c.lane * 8), w[j] = tk::ldg_nc64(norm + s * 32 + t * 8);
-      }
-      TK_UNROLL
-      for (u32 j = 0; j < kBatch; ++j) {
-        const u32 s = s0 + j * C::kActWarps;
-        if (s >= steps) continue;
-        const float y0 = norm_apply(tk::bf_lo(v[j].x), rstd, tk::bf_lo(w[j].x)), y1 = norm_apply(tk::bf_hi(v[j].x), rstd, tk::bf_hi(w[j].x));
-        const float y2 = norm_apply(tk::bf_lo(v[j].y), rstd, tk::bf_lo(w[j].y)), y3 = norm_apply(tk::bf_hi(v[j].y), rstd, tk::bf_hi(w[j].y));
-        tk::sts64(c.act(c.a.slot) + s * 256 + c.lane * 8, tk::u32x2{tk::cvt_bf16x2(y0, y1), tk::cvt_bf16x2(y2, y3)});
+      for (u32 i = 0; i < kOwnTiles; ++i) {
+        tk::u32x2 v[kBatch], w[kBatch];
+        TK_UNROLL
+        for (u32 j = 0; j < kBatch; ++j) {
+          const u32 s = s0 + j * kStepWarps;
+          if (s < steps) v[j] = tk::ldg64(x + frag_step(s, row_tile(c, i)) * 256 + c.lane * 8), w[j] = tk::ldg_nc64(norm + s * 32 + t * 8);
+        }
+        TK_UNROLL
+        for (u32 j = 0; j < kBatch; ++j) {
+          const u32 s = s0 + j * kStepWarps;
+          if (s >= steps) continue;
+          const float y0 = norm_apply(tk::bf_lo(v[j].x), rstd[i], tk::bf_lo(w[j].x)), y1 = norm_apply(tk::bf_hi(v[j].x), rstd[i], tk::bf_hi(w[j].x));
+          const float y2 = norm_apply(tk::bf_lo(v[j].y), rstd[i], tk::bf_lo(w[j].y)), y3 = norm_apply(tk::bf_hi(v[j].y), rstd[i], tk::bf_hi(w[j].y));
+          tk::sts64(c.act(c.a.slot) + frag_step(s, row_tile(c, i)) * 256 + c.lane * 8, tk::u32x2{tk::cvt_bf16x2(y0, y1), tk::cvt_bf16x2(y2, y3)});
+        }
       }
     }
     tk::syncwarp();
@@ -236,8 +255,9 @@ struct Gemv {
   static TK_FN void consumer(Cx& c, const OpRow&) {
     const u32 n = n_tasks(c);
     const u32 wk = c.warp % Op::kWarpsK, tile = c.warp / Op::kWarpsK * kWarpTiles;
-    const u32 mine = (tile * Op::kChunk + wk) * kBlockBytes;
-    BlockAt lane = {mine + c.lane * 16, mine + c.lane / 4 * 8, wk * kActBlock + c.lane * 8};
+    const u32 block = kTurn == 1 ? wk : wk % Op::kChunk;  // of a chunk: this warp's first
+    const u32 mine = (tile * Op::kChunk + block) * kBlockBytes;
+    BlockAt lane = {mine + c.lane * 16, mine + c.lane / 4 * 8, block * kActBlock + c.lane * 8};
     // Kept in registers: left to itself the compiler computes them again for every chunk.
     tk::opaque(lane.codes), tk::opaque(lane.scales), tk::opaque(lane.acts);
     TILECC_ROLLED
@@ -258,7 +278,8 @@ struct Gemv {
           for (u32 j = 0; j < Op::kSlots; ++j) {
             if (Op::kSlots > 1 && j >= k.slots) break;
             if constexpr (kDown && kWholeK) clear(acc);
-            multiply(acc, at, j, wk, k.nb, tiles);
+            if (kTurn == 1 || (k.kb - (kDown ? 0 : t.split * kSplitBlocks)) / Op::kChunk % kTurn == wk / Op::kChunk)
+              multiply(acc, at, j, block, k.nb, tiles);
             if constexpr (kDown) {
               if (kWholeK || k.kb + k.nb == Op::kBlocks) add_weighted(c, k.slot + j, total, acc);
               if constexpr (!kWholeK) {
@@ -273,19 +294,20 @@ struct Gemv {
         c.a.template advance<C::kASlots>();
         c.w.template advance<C::kWStages>();
       });
-      tk::mbar_wait(c.x_empty(c.x.slot), c.x.phase ^ 1, c.watch);
       TK_UNROLL
-      for (u32 m = 0; m < kWarpTiles; ++m) {
-        if (!kWholeTiles && m >= tiles) continue;
+      for (u32 i = 0; i < kRowTiles; ++i) {
+        if (i >= c.row_tiles()) break;
+        tk::mbar_wait(c.x_empty(c.x.slot), c.x.phase ^ 1, c.watch);
         TK_UNROLL
-        for (u32 i = 0; i < kRowTiles; ++i) {
+        for (u32 m = 0; m < kWarpTiles; ++m) {
+          if (!kWholeTiles && m >= tiles) continue;
           const float(&v)[4] = kDown ? total[m][i] : acc[m][i];
-          tk::sts128(c.exchange(c.x.slot) + partial_at(wk, tile + m, i) + c.lane * 16, tk::u32x4{tk::f2u(v[0]), tk::f2u(v[1]), tk::f2u(v[2]), tk::f2u(v[3])});
+          tk::sts128(c.exchange(c.x.slot) + partial_at(wk, tile + m) + c.lane * 16, tk::u32x4{tk::f2u(v[0]), tk::f2u(v[1]), tk::f2u(v[2]), tk::f2u(v[3])});
         }
+        tk::syncwarp();
+        tk::mbar_arrive(c.x_full(c.x.slot));
+        c.x.template advance<C::kXSlots>();
       }
-      tk::syncwarp();
-      tk::mbar_arrive(c.x_full(c.x.slot));
-      c.x.template advance<C::kXSlots>();
     }
     if constexpr (kDown) {
       tk::syncwarp();
@@ -293,19 +315,23 @@ struct Gemv {
     }
   }
 
-  // This warp's blocks of slot j of a stage.
-  static TK_FN void multiply(Acc& acc, const BlockAt& at, u32 j, u32 wk, u32 nb, u32 tiles) {
+  // This warp's blocks of slot j of a stage, from block `first` of the chunk on.
+  static TK_FN void multiply(Acc& acc, const BlockAt& at, u32 j, u32 first, u32 nb, u32 tiles) {
     TK_UNROLL
     for (u32 i = 0; i < kWarpBlocks; ++i) {
-      if (!kWholeChunks && wk + i * Op::kWarpsK >= nb) continue;
+      if (!kWholeChunks && first + i * Op::kWarpsK >= nb) continue;
       const u32 block = j * kSlotStride + i * Op::kWarpsK * kBlockBytes;
       const BlockAt mine = {at.codes + block, at.scales + block, at.acts + (j * Op::kChunk + i * Op::kWarpsK) * kActBlock};
-      mma_block<kFormat, kRowTiles, kWarpTiles, kTileStride, kWholeTiles>(acc, mine, tiles);
+      if constexpr (kRowTiles == 1) {
+        mma_block<kFormat, kRowTiles, kWarpTiles, kTileStride, kWholeTiles>(acc, mine, tiles);
+      } else {
+        mma_rows<kFormat, kRowTiles, kWarpTiles, kTileStride, kWholeTiles>(acc, mine, tiles);
+      }
     }
   }
 
-  // Exchange slot: [warp along K][tile of the group][row tile][lane 32][4 f32].
-  static TK_FN u32 partial_at(u32 wk, u32 m, u32 row_tile) { return ((wk * Op::kGroup + m) * kRowTiles + row_tile) * 512; }
+  // Exchange slot, of one row tile: [warp along K][tile of the group][lane 32][4 f32].
+  static TK_FN u32 partial_at(u32 wk, u32 m) { return (wk * Op::kGroup + m) * 512; }
 
   static TK_FN void clear(Acc& v) {
     TK_UNROLL
@@ -317,9 +343,10 @@ struct Gemv {
 
   // total += routing weight of the row * expert's result; a row that is not routed here has weight 0 and result 0.
   static TK_FN void add_weighted(const Cx& c, u32 slot, Acc& total, const Acc& acc) {
+    const auto weights = c.slot_weights(slot);
     TK_UNROLL
     for (u32 i = 0; i < kRowTiles; ++i) {
-      const tk::u32x2 w = tk::lds64(c.route() + Cx::S::kRouteWeights + (slot * kRows + i * 8 + 2 * (c.lane & 3)) * 4);
+      const tk::u32x2 w = weights.pair(i, 2 * (c.lane & 3));
       const float w0 = tk::u2f(w.x), w1 = tk::u2f(w.y);
       TK_UNROLL
       for (u32 m = 0; m < kWarpTiles; ++m) {
@@ -340,23 +367,23 @@ struct Gemv {
     for (; q < n; q += c.ncta) {
       const Task t = task(q);
       c.watch.item = q;
-      tk::mbar_wait(c.x_full(c.x.slot), c.x.phase, c.watch);
       TILECC_ROLLED
-      for (u32 m = 0; m < t.n_tiles; ++m) {
-        TK_UNROLL
-        for (u32 i = 0; i < kRowTiles; ++i) {
+      for (u32 i = 0; i < c.row_tiles(); ++i) {
+        tk::mbar_wait(c.x_full(c.x.slot), c.x.phase, c.watch);
+        TILECC_ROLLED
+        for (u32 m = 0; m < t.n_tiles; ++m) {
           float v[4] = {0.f, 0.f, 0.f, 0.f};
           TK_UNROLL
           for (u32 w = 0; w < Op::kWarpsK; ++w) {
-            const tk::u32x4 p = tk::lds128(c.exchange(c.x.slot) + partial_at(w, m, i) + c.lane * 16);
+            const tk::u32x4 p = tk::lds128(c.exchange(c.x.slot) + partial_at(w, m) + c.lane * 16);
             v[0] += tk::u2f(p.x), v[1] += tk::u2f(p.y), v[2] += tk::u2f(p.z), v[3] += tk::u2f(p.w);
           }
-          epilogue.tile(c, r, t, t.tile0 + m, v);
+          epilogue.tile(c, r, t, t.tile0 + m, i, v);
         }
+        tk::syncwarp();
+        tk::mbar_arrive(c.x_empty(c.x.slot));
+        c.x.template advance<C::kXSlots>();
       }
-      tk::syncwarp();
-      tk::mbar_arrive(c.x_empty(c.x.slot));
-      c.x.template advance<C::kXSlots>();
     }
     epilogue.end(c, r);
     if constexpr (kDown) {

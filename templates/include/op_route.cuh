@@ -14,7 +14,7 @@ struct Route {
   using S = typename Cx::S;
   static constexpr u32 kPerLane = (R::kExperts + 31) / 32;
   static constexpr u32 kSelecting = C::kActWarps + C::kConsumerWarps;
-  static_assert(kRows * R::kTopK <= kMaxActive, "the active list holds rows * top-k experts");
+  static_assert(kRows * R::kTopK <= kSelections, "the active list holds rows * top-k experts");
   static_assert(R::kSplits < kMaxStarts, "the routing record holds the start of every split");
 
   static TK_FN void loader(Cx& c, const OpRow&) { wait(c); }
@@ -90,8 +90,10 @@ struct Route {
     }
     const u32 active = tk::shfl_idx(before, 31);
     before -= count;
-    TILECC_ROLLED
-    for (u32 i = c.lane; i < active * kRows; i += 32) tk::sts32(c.route() + S::kRouteWeights + i * 4, 0);
+    if constexpr (S::kRouteDense) {
+      TILECC_ROLLED
+      for (u32 i = c.lane; i < active * kRows; i += 32) tk::sts32(c.route() + S::kRouteWeights + i * 4, 0);
+    }
     u32 slot = before;
     TILECC_ROLLED
     for (u32 bits = mask; bits != 0; bits &= bits - 1) {
@@ -99,6 +101,7 @@ struct Route {
       tk::sts32(c.route() + S::kRouteIds + 4 * slot, c.lane * 32 + lowest);
       ++slot;
     }
+    if constexpr (!S::kRouteDense) list_rows(c, mask, before, count);
     tk::syncwarp();
     TILECC_ROLLED
     for (u32 first = 0; first < n; first += 32) {
@@ -106,8 +109,9 @@ struct Route {
       const u32 e = i < n ? tk::lds32(c.route() + S::kRouteSelIds + i * 4) : 0;
       const u32 word = tk::shfl_idx(mask, e / 32), base = tk::shfl_idx(before, e / 32);
       if (i < n) {
-        const u32 at = base + tk::popc(word & ((1u << (e % 32)) - 1));
-        tk::sts32(c.route() + S::kRouteWeights + (at * kRows + i / R::kTopK) * 4, tk::lds32(c.route() + S::kRouteSelWeights + i * 4));
+        const u32 at = base + tk::popc(word & ((1u << (e % 32)) - 1)), row = i / R::kTopK;
+        const u32 place = S::kRouteDense ? at * kRows + row : place_of(c, at, row);
+        tk::sts32(c.route() + S::kRouteWeights + place * 4, tk::lds32(c.route() + S::kRouteSelWeights + i * 4));
       }
     }
     // Split i of the down projection owns the expert ids from i * kExperts / kSplits on.
@@ -115,6 +119,42 @@ struct Route {
     const u32 below = tk::shfl_idx(mask, at) & ((1u << (bound % 32)) - 1), base = tk::shfl_idx(before, at);
     if (c.lane <= R::kSplits) tk::sts32(c.route() + S::kRouteStarts + 4 * c.lane, c.lane == R::kSplits ? active : base + tk::popc(below));
     if (c.lane == 0) tk::sts32(c.route(), active);
+  }
+
+  // Masks of the rows of every slot and where their weights begin. A lane owns the slots of its 32 experts.
+  static TK_FN void list_rows(const Cx& c, u32 mask, u32 before, u32 count) {
+    TILECC_ROLLED
+    for (u32 i = 0; i < count; ++i) tk::sts64(c.route() + S::kRouteMasks + (before + i) * 8, tk::u32x2{0, 0});
+    const u32 n = c.n_rows * R::kTopK;
+    u32 mine = 0;  // rows of all its slots
+    TILECC_ROLLED
+    for (u32 i = 0; i < n; ++i) {
+      const u32 e = tk::lds32(c.route() + S::kRouteSelIds + i * 4), row = i / R::kTopK;
+      if (e / 32 != c.lane) continue;
+      const smem_t word = c.route() + S::kRouteMasks + (before + tk::popc(mask & ((1u << (e % 32)) - 1))) * 8 + row / 32 * 4;
+      tk::sts32(word, tk::lds32(word) | 1u << (row % 32));
+      ++mine;
+    }
+    u32 first = mine;
+    TK_UNROLL
+    for (u32 m = 1; m < 32; m *= 2) {
+      const u32 v = tk::shfl_up(first, m);
+      if (c.lane >= m) first += v;
+    }
+    first -= mine;
+    TILECC_ROLLED
+    for (u32 i = 0; i < count; ++i) {
+      const tk::u32x2 rows = tk::lds64(c.route() + S::kRouteMasks + (before + i) * 8);
+      tk::sts32(c.route() + S::kRouteFirst + (before + i) * 4, first);
+      first += tk::popc(rows.x) + tk::popc(rows.y);
+    }
+  }
+  // Place of a row's weight in the list.
+  static TK_FN u32 place_of(const Cx& c, u32 slot, u32 row) {
+    const tk::u32x2 rows = tk::lds64(c.route() + S::kRouteMasks + slot * 8);
+    const u32 below = (1u << (row % 32)) - 1;
+    const u32 before = row < 32 ? tk::popc(rows.x & below) : tk::popc(rows.x) + tk::popc(rows.y & below);
+    return tk::lds32(c.route() + S::kRouteFirst + slot * 4) + before;
   }
 };
 }  // namespace tilecc

@@ -1,5 +1,5 @@
-// Ops without a main loop, run by the store warp: embedding, residual reduction, end of step. A unit is 64 columns of all
-// eight rows; a lane owns row lane / 4 and the four columns of every k16 step that its MMA fragment holds.
+// Ops without a main loop, run by the store warp: embedding, residual reduction, end of step. A unit is 64 columns of a
+// row tile; a lane owns row lane / 4 of it and the four columns of every k16 step that its MMA fragment holds.
 #pragma once
 #include "op_common.cuh"
 
@@ -18,10 +18,10 @@ TK_FN float sum_of_squares(tk::u32x2 v) {
 
 // Partial sum of squares of a row over one unit, from the four lanes that hold the row.
 template <class Cx>
-TK_FN void put_sum_of_squares(const Cx& c, u64 offset, u32 unit, float s) {
+TK_FN void put_sum_of_squares(const Cx& c, u64 offset, u32 unit, u32 row, float s) {
   s += tk::shfl_xor(s, 1);
   s += tk::shfl_xor(s, 2);
-  if ((c.lane & 3) == 0) tk::stg_f32(c.p.workspace + offset + (unit * kRows + (c.lane >> 2)) * 4, s);
+  if ((c.lane & 3) == 0) tk::stg_f32(c.p.workspace + offset + (unit * kRows + row) * 4, s);
 }
 
 // x = E[token], rows that the step does not use are zero. E (emitted): kX kSumSq kColumns (padded) kUnits kRotation kCounter
@@ -30,27 +30,30 @@ struct Embed : VectorOp<C> {
   static TK_FN void store(Ctx<C>& c, const OpRow& r) {
     u32 u = first_task(c, E::kRotation);
     c.wait_inputs(r);  // with or without tasks, see wait_idle
-    if (u < E::kUnits) {
-      const u32 g = c.lane >> 2, t = c.lane & 3;
-      int32_t token = 0;
-      if (g < c.n_rows) {
-        token = tk::ld_uniform(c.row(g)).token;
-        if (token < 0) token = tk::ldg_i32(&c.state()->token);
+    const u32 t = c.lane & 3;
+    u32 tile = kRowTiles;  // of the token at hand
+    int32_t token = 0;
+    TILECC_ROLLED
+    for (; u < E::kUnits * kRowTiles; u += c.ncta) {
+      const u32 unit = u / kRowTiles, g = u % kRowTiles * 8 + (c.lane >> 2);
+      if (tile != u % kRowTiles) {
+        tile = u % kRowTiles, token = 0;
+        if (g < c.n_rows) {
+          token = tk::ld_uniform(c.row(g)).token;
+          if (token < 0) token = tk::ldg_i32(&c.state()->token);
+        }
       }
       const uint8_t* row = c.image(r.weights) + static_cast<u64>(token) * E::kColumns * 2;
-      TILECC_ROLLED
-      for (; u < E::kUnits; u += c.ncta) {
-        float s = 0.f;
-        TK_UNROLL
-        for (u32 j = 0; j < 4; ++j) {
-          const u32 step = u * 4 + j;
-          tk::u32x2 v = {0, 0};
-          if (g < c.n_rows) v = tk::ldg_nc64(row + step * 32 + t * 8);
-          tk::stg64(c.p.workspace + E::kX + (step * 32 + c.lane) * 8, v);
-          s += sum_of_squares(v);
-        }
-        put_sum_of_squares(c, E::kSumSq, u, s);
+      float s = 0.f;
+      TK_UNROLL
+      for (u32 j = 0; j < 4; ++j) {
+        const u32 step = unit * 4 + j;
+        tk::u32x2 v = {0, 0};
+        if (g < c.n_rows) v = tk::ldg_nc64(row + step * 32 + t * 8);
+        tk::stg64(c.p.workspace + E::kX + (frag_step(step, tile) * 32 + c.lane) * 8, v);
+        s += sum_of_squares(v);
       }
+      put_sum_of_squares(c, E::kSumSq, unit, g, s);
     }
     c.arrive(E::kCounter);
   }
@@ -64,23 +67,24 @@ struct Reduce : VectorOp<C> {
     u32 u = first_task(c, R::kRotation);
     c.wait_inputs(r);
     TILECC_ROLLED
-    for (; u < R::kUnits; u += c.ncta) {
+    for (; u < R::kUnits * kRowTiles; u += c.ncta) {
+      const u32 unit = u / kRowTiles, tile = u % kRowTiles;
       float s = 0.f;
       TK_UNROLL
       for (u32 j = 0; j < 4; ++j) {
-        const u32 step = u * 4 + j;
+        const u32 at_lane = frag_step(unit * 4 + j, tile) * 32 + c.lane;
         float y[4] = {0.f, 0.f, 0.f, 0.f};
         for (u32 i = 0; i < R::kSplits; ++i) {
-          const tk::u32x4 p = tk::ldg128(c.p.workspace + R::kPartials + static_cast<u64>(i) * R::kColumns * kRows * 4 + (step * 32 + c.lane) * 16);
+          const tk::u32x4 p = tk::ldg128(c.p.workspace + R::kPartials + static_cast<u64>(i) * R::kColumns * kRows * 4 + at_lane * 16);
           y[0] += tk::u2f(p.x), y[1] += tk::u2f(p.y), y[2] += tk::u2f(p.z), y[3] += tk::u2f(p.w);
         }
-        uint8_t* at = c.p.workspace + R::kX + (step * 32 + c.lane) * 8;
+        uint8_t* at = c.p.workspace + R::kX + at_lane * 8;
         const tk::u32x2 x = tk::ldg64(at);
         const tk::u32x2 v = {tk::cvt_bf16x2(tk::bf_lo(x.x) + y[0], tk::bf_hi(x.x) + y[1]), tk::cvt_bf16x2(tk::bf_lo(x.y) + y[2], tk::bf_hi(x.y) + y[3])};
         tk::stg64(at, v);
         s += sum_of_squares(v);
       }
-      put_sum_of_squares(c, R::kSumSq, u, s);
+      put_sum_of_squares(c, R::kSumSq, unit, tile * 8 + (c.lane >> 2), s);
     }
     c.arrive(R::kCounter);
   }

@@ -5,7 +5,10 @@
 #include <stdint.h>
 
 #define TILECC_ABI_VERSION 1
+// Rows of a step: 8, or what the package was compiled for (--rows), defined before this header.
+#ifndef TILECC_MAX_ROWS
 #define TILECC_MAX_ROWS 8
+#endif
 #define TILECC_STATUS_WORDS 64
 
 // One row of the row table: a (sequence, position) pair. token -1 takes the argmax of the last row of
@@ -17,7 +20,7 @@ struct tilecc_row {
   int32_t flags;
 };
 
-// One decode step: up to eight rows. 144 bytes.
+// One decode step: up to TILECC_MAX_ROWS rows. 144 bytes with eight.
 struct tilecc_step {
   int32_t n_rows;
   int32_t reserved[3];
@@ -30,8 +33,8 @@ struct tilecc_params {
   uint8_t* kv;                      // key/value rings
   uint8_t* workspace;               // counters, epochs, activations, partials
   const struct tilecc_step* steps;  // [n_steps]
-  int32_t* tokens_out;              // [n_steps][8]; -1 where a row did not run
-  float* logits;                    // null, or [n_steps][8][vocab]
+  int32_t* tokens_out;              // [n_steps][TILECC_MAX_ROWS]; -1 where a row did not run
+  float* logits;                    // null, or [n_steps][TILECC_MAX_ROWS][vocab]
   const int32_t* stop_ids;          // [n_stop]
   uint32_t* status;                 // [64]; see the status record in tk_prim.cuh
   uint32_t n_steps;

@@ -143,16 +143,16 @@ def gemv(format: str, **more: int) -> OpClass:
 
 def test_weights_come_from_the_products_and_the_constants() -> None:
     hmma = tuple(code(*["HMMA.16816.F32.BF16 R0"] * 6).instructions)
-    assert weights_of(gemv("bf16"), hmma) == 6 * 256
-    assert weights_of(gemv("f32"), hmma) == 2 * 256
-    assert weights_of(gemv("mxfp4", tile_n_tiles=2), hmma) == 3 * 256
-    assert weights_of(OpClass("A", "attention", {}, 0, 1, ""), hmma) is None
-    assert weights_of(gemv("fp8_block"), tuple(code("HGMMA.64x8x16.F32.BF16 R0").instructions)) == 256
-    assert weights_of(gemv("f32"), tuple(code(*["FFMA R0"] * 16).instructions)) == 64
+    assert weights_of(gemv("bf16"), hmma, 8) == 6 * 256
+    assert weights_of(gemv("f32"), hmma, 8) == 2 * 256
+    assert weights_of(gemv("mxfp4"), hmma, 16) == 3 * 256
+    assert weights_of(OpClass("A", "attention", {}, 0, 1, ""), hmma, 8) is None
+    assert weights_of(gemv("fp8_block"), tuple(code("HGMMA.64x8x16.F32.BF16 R0").instructions), 8) == 256
+    assert weights_of(gemv("f32"), tuple(code(*["FFMA R0"] * 16).instructions), 8) == 64
     with pytest.raises(InternalError, match="multiply-adds in the main loop of O"):
-        weights_of(gemv("f32"), hmma[:4])
+        weights_of(gemv("f32"), hmma[:4], 8)
     with pytest.raises(InternalError, match="no multiply-add count for tensor instruction QMMA"):
-        weights_of(gemv("bf16"), tuple(code("QMMA.16832 R0").instructions))
+        weights_of(gemv("bf16"), tuple(code("QMMA.16832 R0").instructions), 8)
 
 
 def test_pipes() -> None:

@@ -70,7 +70,7 @@ RELEASE = Site(
 )
 OUT_WAIT = Site(GEMV, "tk::mbar_wait(c.x_empty(c.x.slot), c.x.phase ^ 1, c.watch);")
 ACTS_SYNC = Site(GEMV, "tk::syncwarp();\n    tk::mbar_arrive(c.a_full(c.a.slot));", 2)
-OUT_SYNC = Site(GEMV, "tk::syncwarp();\n      tk::mbar_arrive(c.x_full(c.x.slot));")
+OUT_SYNC = Site(GEMV, "tk::syncwarp();\n        tk::mbar_arrive(c.x_full(c.x.slot));")
 PARTIALS = Site(
     EPILOGUES,
     """tk::stg_f32(out + frag_f32_bytes(n, k), v[0]);

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tilecc.runtime.abi import MAX_ROWS, ROW, STATUS_WORDS, STEP, Params, pack_steps
+from tilecc.runtime.abi import MAX_ROWS, ROW, STATUS_WORDS, Params, pack_steps, step_type
 
 HEADER = Path(__file__).parents[2] / "templates" / "include" / "tilecc_params.h"
 
@@ -20,7 +20,7 @@ def test_sizes_and_offsets_are_the_header_s(tmp_path: Path) -> None:
         pytest.skip("no C compiler")
     fields = [f"tilecc_params.{name}" for name, _ in Params._fields_]
     fields += [f"tilecc_row.{name}" for name in ROW.names or ()] + [
-        f"tilecc_step.{n}" for n in STEP.names or ()
+        f"tilecc_step.{n}" for n in step_type().names or ()
     ]
     lines = ['#include "tilecc_params.h"', "#include <stddef.h>", "#include <stdio.h>", "int main(void) {"]
     lines += [
@@ -40,11 +40,11 @@ def test_sizes_and_offsets_are_the_header_s(tmp_path: Path) -> None:
     ]
     subprocess.run(command, check=True)
     found = [int(v) for v in subprocess.run([tmp_path / "a"], check=True, capture_output=True).stdout.split()]
-    want = [ctypes.sizeof(Params), ROW.itemsize, STEP.itemsize, MAX_ROWS, STATUS_WORDS]
+    want = [ctypes.sizeof(Params), ROW.itemsize, step_type().itemsize, MAX_ROWS, STATUS_WORDS]
     want += [getattr(Params, name).offset for name, _ in Params._fields_]
-    for dtype in (ROW, STEP):
+    for dtype in (ROW, step_type()):
         want += [(dtype.fields or {})[name][1] for name in dtype.names or ()]
-    assert found == want and STEP.itemsize == 144
+    assert found == want and step_type().itemsize == 144
 
 
 def test_pack_steps() -> None:

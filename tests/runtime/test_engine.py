@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tilecc.diag import TileccError, error
 from tilecc.package import Manifest, Region
-from tilecc.runtime.abi import MAX_ROWS, STEP
+from tilecc.runtime.abi import MAX_ROWS, step_type
 from tilecc.runtime.devices.base import Access, Buffer, Bytes, Launch, Stats
 from tilecc.runtime.engine import Engine, chunks_of, stop_ids_of
 from tilecc.runtime.report import RunReport
@@ -100,7 +100,7 @@ class FakeDevice:
         kv = launch.kv.handle.view(np.int32).reshape(m.max_seqs, m.max_context)
         out = launch.tokens_out.handle.view(np.int32).reshape(-1, MAX_ROWS)
         stop = set(launch.stop_ids.handle.view(np.int32)[: launch.n_stop].tolist())
-        table = launch.steps.handle.view(STEP)
+        table = launch.steps.handle.view(step_type())
         previous = None
         for s in range(launch.n_steps):
             rows = [tuple(int(v) for v in r)[:3] for r in table[s]["rows"][: table[s]["n_rows"]]]

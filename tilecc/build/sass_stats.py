@@ -29,7 +29,6 @@ PRODUCTS = {"bf16": 1, "fp8_block": 1, "mxfp4": 1, "f32": 3}
 (mma_formats.cuh)."""
 FMAS = {"FFMA": 1, "FFMA2": 2}
 """Multiply-adds per lane of a loop without tensor instructions."""
-ROWS_PER_MMA = 8
 KERNEL_ROLES = {
     "kLoader": "loader",
     "kStore": "store",
@@ -216,7 +215,7 @@ def _loop_stats(
         raise InternalError(f"the main loop of {op.name} also multiplies for {sorted(map(str, mixed))}")
     inner = [loop for loop in graph.loops if loop.header in path.inner_loops]
     polling = [x for x in inner if any(i.base in ("SYNCS", "NANOSLEEP") for i in graph.loop_code(x))]
-    weights = weights_of(op, code)
+    weights = weights_of(op, code, program.max_rows)
     stalls = sum(i.control.stall for i in code)
     wavefronts = sum(shared_wavefronts(i) for i in code if i.pipe == "shared")
     machine = find_target(target)
@@ -258,8 +257,8 @@ def _loop_stats(
     )
 
 
-def weights_of(op: OpClass, code: tuple[Instruction, ...]) -> int | None:
-    """Weights that one warp multiplies in `code`: multiply-adds, divided by the token rows and by the
+def weights_of(op: OpClass, code: tuple[Instruction, ...], rows: int) -> int | None:
+    """Weights that one warp multiplies in `code`: multiply-adds, divided by the rows of a step and by the
     products that a weight of this format takes part in (one, without tensor instructions). None for an op
     without a matrix.
 
@@ -268,7 +267,6 @@ def weights_of(op: OpClass, code: tuple[Instruction, ...]) -> int | None:
     if "matrix_rows" not in op.constants:
         return None
     tensor = any(i.pipe == "tensor" for i in code)
-    rows = ROWS_PER_MMA * int(op.constants.get("tile_n_tiles", 1))
     each = rows * (PRODUCTS[str(op.constants["format"])] if tensor else 1)
     products = sum(_mma_products(i) if tensor else WARP * FMAS.get(i.base, 0) for i in code)
     weights, rest = divmod(products, each)

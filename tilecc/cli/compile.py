@@ -30,6 +30,7 @@ def compile_command(
     ] = None,
     max_context: Annotated[int, typer.Option("--max-context", help="Largest context in positions.")] = 1024,
     max_seqs: Annotated[int, typer.Option("--max-seqs", help="Sequences that have a KV cache.")] = 1,
+    rows: Annotated[int, typer.Option("--rows", help="Rows of a step: 8, 16, 32 or 64.")] = 8,
     grid: Annotated[
         int | None,
         typer.Option("--grid", help="CTAs to launch by default [default: one per SM].", show_default=False),
@@ -116,6 +117,7 @@ def compile_command(
             config=settings,
             max_context=max_context,
             max_seqs=max_seqs,
+            max_rows=rows,
             grid=grid,
             ranks=ranks,
             stop_after=to,

@@ -27,6 +27,7 @@ from tilecc.ir.graph_rules import GRAPH_RULES
 from tilecc.ir.program import Program
 from tilecc.ir.program_rules import PROGRAM_RULES
 from tilecc.ir.read import Ir, read_ir, reading
+from tilecc.ir.rows import BASE_ROWS, ROW_COUNTS
 from tilecc.ir.tile import TileGraph, Weight
 from tilecc.ir.tile_rules import TILE_RULES
 from tilecc.ir.verify import expect
@@ -62,6 +63,7 @@ def compile_model(
     config: dict[str, Any] | None = None,
     max_context: int = 1024,
     max_seqs: int = 1,
+    max_rows: int = BASE_ROWS,
     grid: int | None = None,
     ranks: int = 1,
     stop_after: str | None = None,
@@ -72,16 +74,16 @@ def compile_model(
 ) -> CompileResult:
     """Compile a model file into the package directory `out`, which appears whole or not at all.
 
-    `max_context` in positions, `max_seqs` in sequences, `grid` the default number of CTAs (one per SM), `kv`
-    the format of the KV cache: bf16, or fp8 (e4m3 with scale 1). `schedule` is a file of the user's requests
-    to the passes (tilecc.schedules). With `stop_after` (a name of PHASES) the texts made so far are returned
-    and nothing is written. `resume` is a file of IR text: what made it is not done again, its own sizes,
-    ranks and format of the cache count. `dump` is a folder that gets the IR before and after each pass.
-    Raises TileccError for the user's errors: TC01xx model file, TC02xx lowering and IR text, TC07xx target,
-    options and schedule.
+    `max_context` in positions, `max_seqs` in sequences, `max_rows` rows of a step (ROW_COUNTS), `grid` the
+    default number of CTAs (one per SM), `kv` the format of the KV cache: bf16, or fp8 (e4m3 with scale 1).
+    `schedule` is a file of the user's requests to the passes (tilecc.schedules). With `stop_after` (a name of
+    PHASES) the texts made so far are returned and nothing is written. `resume` is a file of IR text: what
+    made it is not done again, its own sizes, rows, ranks and format of the cache count. `dump` is a folder
+    that gets the IR before and after each pass. Raises TileccError for the user's errors: TC01xx model file,
+    TC02xx lowering and IR text, TC07xx target, options and schedule.
     """
     machine = find_target(target)
-    _check_options(max_context, max_seqs, ranks, grid, kv)
+    _check_options(max_context, max_seqs, max_rows, ranks, grid, kv)
     check_output(out)
     start = read_ir(resume) if resume is not None else None
     if isinstance(start, TileGraph | Program):
@@ -92,14 +94,14 @@ def compile_model(
                 span=Span(str(resume), 1),
                 help=f"give --target {start.target}, or start from a Graph",
             )
-        max_context, max_seqs = start.max_context, start.max_seqs
+        max_context, max_seqs, max_rows = start.max_context, start.max_seqs, start.max_rows
     if isinstance(start, Graph | TileGraph) and start.ranks > 1:
         ranks = start.ranks
     asked = load_schedule(
         schedule, machine, ranks=ranks, max_context=max_context, max_seqs=max_seqs
     ) if schedule is not None else None  # fmt: skip
     run = _Run(
-        model_file, PassContext(machine, max_context, max_seqs, ranks, asked), out, stop_after,
+        model_file, PassContext(machine, max_context, max_seqs, ranks, asked, max_rows), out, stop_after,
         Dump(dump) if dump is not None else None,
     )  # fmt: skip
     if resume is not None:
@@ -187,7 +189,9 @@ class _Run:
         return source
 
 
-def _check_options(max_context: int, max_seqs: int, ranks: int, grid: int | None, kv: str) -> None:
+def _check_options(
+    max_context: int, max_seqs: int, max_rows: int, ranks: int, grid: int | None, kv: str
+) -> None:
     """Raise TileccError TC0703 for a size outside its limits or an unknown format of the cache."""
     limits = (("--max-context", max_context, 1 << 20), ("--max-seqs", max_seqs, 1 << 10), ("--tp", ranks, 64))
     for name, value, most in limits:
@@ -207,6 +211,13 @@ def _check_options(max_context: int, max_seqs: int, ranks: int, grid: int | None
             f"unknown KV cache format `{kv}`",
             note=f"formats: {', '.join(KV_FORMATS)}",
             help=nearest(kv, KV_FORMATS),
+        )
+    if max_rows not in ROW_COUNTS:
+        raise error(
+            "TC0703",
+            f"`--rows {max_rows}` is none of {', '.join(map(str, ROW_COUNTS))}",
+            note="a step is compiled for whole tiles of 8 rows; it may always have fewer",
+            help=f"nearest: --rows {min(ROW_COUNTS, key=lambda n: (abs(n - max_rows), n))}",
         )
 
 
@@ -233,8 +244,8 @@ def package_program(
         name=program.name, model_file=model_file, target=ctx.target.name, tilecc_version=__version__,
         config=config, kernel=symbol(program), source=f"kernels/{program.name}.cu", threads=program.threads,
         smem_bytes=smem_bytes(program), default_grid=grid or ctx.target.sms, max_context=ctx.max_context,
-        max_seqs=ctx.max_seqs, vocab=program.vocab, hidden=program.hidden, image_bytes=image_bytes,
-        image=image, workspace_bytes=program.workspace_bytes,
+        max_seqs=ctx.max_seqs, max_rows=program.max_rows, vocab=program.vocab, hidden=program.hidden,
+        image_bytes=image_bytes, image=image, workspace_bytes=program.workspace_bytes,
         workspace=[Region(r.name, r.offset, r.nbytes, "zero") for r in program.workspace],
         kv_bytes=program.kv_bytes, kv_format=cast(KvFormat, kv), tables_bytes=len(tables),
         decisions=[dataclasses.asdict(d) for d in ctx.decisions], names=status_names(program),

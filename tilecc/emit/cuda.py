@@ -12,6 +12,7 @@ from tilecc.emit.bodies import COMMON_BODIES, lower_bodies
 from tilecc.emit.format import clang_format
 from tilecc.emit.ops import OpContext, constant, op_context
 from tilecc.ir.program import Program
+from tilecc.ir.rows import routing_bytes
 from tilecc.passes.tile import MAX_GRID
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
@@ -60,7 +61,7 @@ def emit_cuda(program: Program, model_file: str) -> str:
         smem=smem_bytes(program),
         bodies=lower_bodies(list(specs.values())),
         config=(
-            ("kRowTiles", 1), ("kConsumerWarps", warps["consumer"]), ("kActWarps", warps["activations"]),
+            ("kConsumerWarps", warps["consumer"]), ("kActWarps", warps["activations"]),
             ("kWStages", weights.slots), ("kWStageBytes", weights.slot_bytes),
             ("kASlots", activations.slots), ("kASlotBytes", activations.slot_bytes),
             ("kXSlots", exchange.slots), ("kXSlotBytes", exchange.slot_bytes),
@@ -94,5 +95,5 @@ def smem_bytes(program: Program) -> int:
     asserts."""
     weights, activations, exchange = (program.ring(n) for n in ("weights", "activations", "exchange"))
     barriers = -(-8 * (2 * (weights.slots + activations.slots + exchange.slots) + 2) // 128) * 128
-    route = -(-(16 + 4 * 64 + 4 * 64 * 8 + 4 * 64 + 4 * 64 + 4 * 16) // 128) * 128
+    route = routing_bytes(program.max_rows)
     return barriers + route + sum(r.slots * r.slot_bytes for r in (weights, activations, exchange))

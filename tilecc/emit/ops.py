@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from tilecc.emit.bodies import BodySpec, router_topk, softmax_merge
 from tilecc.ir.graph import AttrValue
 from tilecc.ir.program import OpClass, Program
-from tilecc.ir.tile import warps_along_k
 from tilecc.passes.tile import ceil_div, pad
 
 KV_FORMATS = {"bf16": "kBf16", "fp8": "kFp8"}
@@ -182,7 +181,6 @@ _SOURCES = {"attention": "attention", "hidden": "hidden"}
 
 def _gemv(op: OpClass, program: Program) -> Parts:
     c = op.constants
-    consumers = next(r.warps for r in program.roles if r.name == "consumer")
     over = {"experts_up": "kExpertsUp", "experts_down": "kExpertsDown"}.get(op.kind, "kDense")
     normed = c["source"] == "norm"
     source = "x" if normed else "expert_hidden" if op.kind == "experts_down" else str(c["input"])
@@ -191,7 +189,7 @@ def _gemv(op: OpClass, program: Program) -> Parts:
         Member("Over", "kOver", f"Over::{over}"),
         _u32("kTiles", c["tile_tiles"]), _u32("kBlocks", c["tile_blocks"]), _u32("kSplits", c["tile_splits"]),
         _u32("kGroup", c["tile_group"]), _u32("kChunk", c["tile_chunk"]), _u32("kSlots", c["tile_slots"]),
-        _u32("kWarpsK", warps_along_k(consumers, int(c["tile_chunk"]))),
+        _u32("kWarpsK", c["tile_warps_k"]),
         Member("Source", "kSource", "Source::kNorm" if normed else "Source::kFragment"),
         _at("kSourceOffset", source, program), _at("kSumSq", "sum_sq", program),
         _u32("kHidden", program.hidden),

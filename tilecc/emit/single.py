@@ -6,8 +6,10 @@ with weights of its own, then the commit; several layers are therefore rotating 
 
 * project: reads `hidden`; leaves `partials`, f32 [splits][fragments of rows]. Matrix: plain [rows, cols].
 * gate_up: reads `x`, `sum_sq`; leaves `hidden`, bf16 fragments of rows / 2. Matrix: gate_up [rows, cols].
-* router: reads `x`, `sum_sq`; leaves `router_logits`, f32 [8][rows up to a multiple of 32]. Matrix: plain.
-* head: reads `x`, `sum_sq`; leaves `argmax` and the caller's logits, f32 [steps][8][rows]. Matrix: plain.
+* router: reads `x`, `sum_sq`; leaves `router_logits`, f32 [max_rows][rows up to a multiple of 32]. Matrix:
+  plain.
+* head: reads `x`, `sum_sq`; leaves `argmax` and the caller's logits, f32 [steps][max_rows][rows]. Matrix:
+  plain.
 * experts: reads `x`, `sum_sq`, `router_logits`; leaves `routes`, `expert_hidden`, bf16 [active][fragments of
   rows / 2], and `partials`, f32 [splits][fragments of cols]. Matrices: gate_up [rows, cols] and plain
   [cols, rows / 2] per expert.
@@ -25,6 +27,7 @@ from tilecc.ir.graph import AttrValue
 from tilecc.ir.loc import Loc
 from tilecc.ir.program import Program
 from tilecc.ir.program_rules import PROGRAM_RULES
+from tilecc.ir.rows import BASE_ROWS
 from tilecc.ir.tile import TileGraph, TileOp, Weight
 from tilecc.ir.tile_rules import TILE_RULES
 from tilecc.ir.verify import expect
@@ -54,6 +57,7 @@ class SingleOp:
     k: int = 0
     eps: float = 1e-5
     name: str = "single"
+    max_rows: int = BASE_ROWS
     target: str = "sm_90a"
 
 
@@ -76,7 +80,7 @@ def one_op_package(
 
     Raises TileccError TC0222, TC0223 for sizes that the passes refuse, TC0701 for an unknown target.
     """
-    ctx = PassContext(find_target(op.target), max_context=16, max_seqs=8)
+    ctx = PassContext(find_target(op.target), max_context=16, max_seqs=op.max_rows, max_rows=op.max_rows)
     shapes = one_op_tiles(like, ctx) if like is not None else None
     return tiles_package(out, tiled(_graph(op, ctx), ctx, shapes), ctx, grid)
 
@@ -189,6 +193,7 @@ def _graph(op: SingleOp, ctx: PassContext) -> TileGraph:
     ops.append(TileOp("commit", "commit", "commit", -1, ("commit",), loc=Loc("one op", 1)))
     return TileGraph(
         name=op.name, target=ctx.target.name, max_context=ctx.max_context, max_seqs=ctx.max_seqs,
+        max_rows=ctx.max_rows,
         layers=op.layers, hidden=op.rows if op.kind == "project" else op.cols,
         vocab=op.rows if op.kind == "head" else 1, ops=tuple(ops), weights=tuple(weights),
     )  # fmt: skip

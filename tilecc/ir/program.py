@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from tilecc.ir.graph import AttrValue
 from tilecc.ir.loc import UNKNOWN, Loc
+from tilecc.ir.rows import BASE_ROWS
 from tilecc.ir.text import ir_node, parse_ir, print_ir
 from tilecc.ir.tile import RingSpec, RoleSpec, Weight
 from tilecc.package import IR_VERSION
@@ -63,7 +64,7 @@ class RegionSpec:
 
 @ir_node
 class Program:
-    """Everything that emission needs. Offsets and sizes are bytes."""
+    """Everything that emission needs. Offsets and sizes are bytes; a step has up to `max_rows` rows."""
 
     IR_NAME: ClassVar[str] = "program"
     IR_VERSION: ClassVar[int] = IR_VERSION
@@ -86,6 +87,7 @@ class Program:
     workspace_bytes: int
     kv_bytes: int
     weights: tuple[Weight, ...]
+    max_rows: int = BASE_ROWS
 
     @property
     def threads(self) -> int:

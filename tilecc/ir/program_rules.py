@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from tilecc.diag import Diagnostic
 from tilecc.ir.attention import block_bytes
 from tilecc.ir.program import OpRowSpec, Program
+from tilecc.ir.rows import ROW_COUNTS
 from tilecc.ir.tile_rules import ring_problems, role_problems
 from tilecc.ir.verify import Rule, violation
 
@@ -19,7 +20,6 @@ COUNTER_BYTES = 128
 """A counter has a cache line of its own."""
 MAX_GRID = 256
 """CTAs for which the per-CTA results of the step (argmax) have room."""
-ROWS = 8
 ARGMAX_BYTES = 8
 """Value and id of one row."""
 
@@ -213,14 +213,16 @@ def kv_bytes(program: Program, row: OpRowSpec) -> int:
 
 @_rule("the results that each CTA leaves have room for the largest grid")
 def grid_limit(program: Program) -> Iterator[Diagnostic]:
-    need = MAX_GRID * ROWS * ARGMAX_BYTES
+    need = MAX_GRID * program.max_rows * ARGMAX_BYTES
     have = sum(r.nbytes for r in program.workspace if r.name == "argmax")
     if have < need:
         yield violation("grid-limit", f"`argmax` has {have} B, {MAX_GRID} CTAs need {need} B")
 
 
-@_rule("warp roles and rings are those of a CTA that can be launched")
+@_rule("rows, warp roles and rings are those of a CTA that can be launched")
 def machine(program: Program) -> Iterator[Diagnostic]:
+    if program.max_rows not in ROW_COUNTS:
+        yield violation("machine", f"a step of {program.max_rows} rows, none of {list(ROW_COUNTS)}")
     for problem in (*role_problems(program.roles), *ring_problems(program.rings)):
         yield violation("machine", problem)
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from tilecc.ir.graph import AttrValue
 from tilecc.ir.loc import UNKNOWN, Loc
+from tilecc.ir.rows import BASE_ROWS
 from tilecc.ir.text import ir_node, parse_ir, print_ir
 
 IR_VERSION = 2
@@ -130,7 +131,8 @@ class RingSpec:
 
 @ir_node
 class TileGraph:
-    """The step of one rank. Ops are in an order in which every hand-off of the step points backwards."""
+    """The step of one rank, of up to `max_rows` rows. Ops are in an order in which every hand-off of the step
+    points backwards."""
 
     IR_NAME: ClassVar[str] = "tiles"
     IR_VERSION: ClassVar[int] = IR_VERSION
@@ -148,6 +150,7 @@ class TileGraph:
     roles: tuple[RoleSpec, ...] = ()
     rings: tuple[RingSpec, ...] = ()
     ranks: int = 1
+    max_rows: int = BASE_ROWS
     passes: tuple[str, ...] = ()
     """The passes that made this text, in order: `tilecc compile --from` goes on after the last."""
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from tilecc.diag import Diagnostic
 from tilecc.diag.model import nearest
 from tilecc.ir.attention import exchange_bytes, key_bytes, query_bytes, value_bytes
-from tilecc.ir.tile import Access, HandOffKind, RingSpec, RoleSpec, Space, TileGraph, TileOp, warps_along_k
+from tilecc.ir.rows import BASE_ROWS, ROW_COUNTS, act_block_bytes
+from tilecc.ir.tile import Access, HandOffKind, RingSpec, RoleSpec, Space, TileGraph, TileOp
 from tilecc.ir.verify import Rule, violation
 from tilecc.weights.layout import BLOCK_BYTES
 
@@ -25,8 +26,6 @@ OP_KINDS = (
 )  # fmt: skip
 RINGS = ("weights", "activations", "exchange")
 RING_ALIGN = 128
-CHUNK_BYTES = 2048
-"""Activations of 8 rows and 128 columns in bf16."""
 FRAGMENT_BYTES = 512
 """One m16n8 float32 accumulator of a warp, or one m16k16 bf16 operand."""
 
@@ -344,6 +343,22 @@ def ring_problems(rings: tuple[RingSpec, ...]) -> Iterator[str]:
             yield f"slots of `{ring.name}` have {ring.slot_bytes} B, no multiple of {RING_ALIGN}"
 
 
+@_rule("a step has a legal number of rows, and chunks of more than 8 rows deal blocks to warps alike")
+def rows_and_chunks(graph: TileGraph) -> Iterator[Diagnostic]:
+    if graph.max_rows not in ROW_COUNTS:
+        yield violation("rows-and-chunks", f"{graph.max_rows} rows are none of {list(ROW_COUNTS)}")
+    for op in graph.ops:
+        if "chunk" not in op.tiles:
+            continue
+        chunk, warps = op.tiles["chunk"], op.tiles["warps_k"]
+        blocks = op.tiles["blocks"]
+        if op.kind != "experts_down":
+            blocks = -(-blocks // op.tiles["splits"])
+        if graph.max_rows > BASE_ROWS and chunk < blocks and chunk % warps and warps % chunk:
+            text = f"`{op.name}` has chunks of {chunk} K blocks for {warps} warps"
+            yield violation("rows-and-chunks", text, op.loc)
+
+
 @_rule("warp roles do not overlap, none is missing, and a CTA has at most 1024 threads")
 def roles_disjoint(graph: TileGraph) -> Iterator[Diagnostic]:
     for problem in role_problems(graph.roles):
@@ -370,8 +385,8 @@ def slot_needs(graph: TileGraph, op: TileOp, consumers: int) -> Iterator[tuple[s
         matrix = next((w for w in graph.weights if w.name == op.weights.get("matrix")), None)
         if matrix is not None and matrix.format in BLOCK_BYTES:
             yield "weights", group * chunk * BLOCK_BYTES[matrix.format]
-        yield "activations", chunk * CHUNK_BYTES
-        yield "exchange", warps_along_k(consumers, op.tiles["chunk"]) * group * FRAGMENT_BYTES
+        yield "activations", chunk * act_block_bytes(graph.max_rows)
+        yield "exchange", op.tiles["warps_k"] * group * FRAGMENT_BYTES
     if op.kind == "attention":
         dim, v_dim, kv = int(op.attrs["head_dim"]), int(op.attrs["v_head_dim"]), str(op.attrs["kv"])
         yield "activations", max(query_bytes(dim), key_bytes(dim, kv), value_bytes(v_dim, kv))

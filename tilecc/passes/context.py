@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tilecc.diag import Diagnostic, TileccError
 from tilecc.diag.model import nearest
+from tilecc.ir.rows import BASE_ROWS
 from tilecc.ir.tile import TileOp
 from tilecc.passes.schedule import ALL, KNOBS, Request, Schedule, Value, allows, edge_name, show_value
 from tilecc.target import Target
@@ -90,14 +91,15 @@ ROLES_SUBJECT = Subject("roles", ("warps",))
 
 @dataclass
 class PassContext:
-    """Target and user options; `ranks` is the size of the tensor-parallel group. `decisions` grows in the
-    order of the passes, so it is deterministic."""
+    """Target and user options; `ranks` is the size of the tensor-parallel group, `max_rows` the rows of a
+    step. `decisions` grows in the order of the passes, so it is deterministic."""
 
     target: Target
     max_context: int
     max_seqs: int
     ranks: int = 1
     schedule: Schedule | None = None
+    max_rows: int = BASE_ROWS
     decisions: list[Decision] = field(default_factory=list)
     problems: list[Diagnostic] = field(default_factory=list)
     """What is wrong with the schedule, collected until `settle`."""

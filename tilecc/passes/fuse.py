@@ -97,6 +97,7 @@ class _Fuser:
             target=self.ctx.target.name,
             max_context=self.ctx.max_context,
             max_seqs=self.ctx.max_seqs,
+            max_rows=self.ctx.max_rows,
             layers=layers,
             hidden=int(embed.attrs["hidden"]),
             vocab=int(head.attrs["rows"]),

@@ -68,6 +68,7 @@ class _Builder:
             prologue=tuple(self.class_of[op.name] for op in graph.ops[:first]), body=body,
             epilogue=tuple(self.class_of[op.name] for op in graph.ops[max(last + 1, first) :]), rows=rows,
             workspace=regions, workspace_bytes=nbytes, kv_bytes=kv_bytes, weights=graph.weights,
+            max_rows=graph.max_rows,
         )  # fmt: skip
 
     # ---- classes -------------------------------------------------------------------------------------------

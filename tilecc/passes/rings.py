@@ -5,13 +5,15 @@ exchange carries the consumers' partial sums to the store warp.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
-from tilecc.diag import error
+from tilecc.diag import TileccError, error
 from tilecc.ir.attention import exchange_bytes, key_bytes, query_bytes, value_bytes
-from tilecc.ir.tile import RingSpec, TileGraph, warps_along_k
+from tilecc.ir.rows import BASE_ROWS, ROW_COUNTS, act_block_bytes, routing_bytes
+from tilecc.ir.tile import RingSpec, TileGraph
 from tilecc.passes.context import PassContext, ring_subject
-from tilecc.passes.tile import ceil_div
+from tilecc.passes.tile import ceil_div, tile
 from tilecc.target import show
 from tilecc.weights.layout import BLOCK_BYTES
 
@@ -23,8 +25,9 @@ MIN_WEIGHT_STAGES = 3
 SLOT_STEP = 1024
 RING_BYTES = 96 * 1024
 """Weights requested and not yet read that keep the memory system busy; activations give way to them."""
-FIXED_BYTES = 4096
-"""Barriers and the routing record: checked against the emitted layout by a static_assert."""
+FIXED_BYTES = 4096 - routing_bytes(BASE_ROWS)
+"""Barriers: what the routing record of 8 rows leaves of 4 KiB. Checked against the emitted layout by a
+static_assert."""
 
 
 def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
@@ -37,8 +40,8 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
             block = BLOCK_BYTES[weights[op.weights["matrix"]].format]
             group, chunk = op.tiles["group"], op.tiles["slots"] * op.tiles["chunk"]
             stage = max(stage, group * chunk * block)
-            activation = max(activation, chunk * 2048)
-            exchange = max(exchange, warps_along_k(consumers, op.tiles["chunk"]) * group * 512)
+            activation = max(activation, chunk * act_block_bytes(graph.max_rows))
+            exchange = max(exchange, op.tiles["warps_k"] * group * 512)
         if op.kind == "attention":
             dim, v_dim, kv = int(op.attrs["head_dim"]), int(op.attrs["v_head_dim"]), str(op.attrs["kv"])
             parts = key_bytes(dim, kv), value_bytes(v_dim, kv)  # a global layer copies whole blocks
@@ -46,7 +49,7 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
             activation = max(activation, query_bytes(dim), block)
             exchange = max(exchange, exchange_bytes(int(op.attrs["window"]), consumers))
     stage, activation, exchange = (ceil_div(n, 128) * 128 for n in (stage, activation, exchange))
-    room = ctx.target.smem_per_cta - FIXED_BYTES - EXCHANGE_SLOTS * exchange
+    room = ctx.target.smem_per_cta - FIXED_BYTES - routing_bytes(graph.max_rows) - EXCHANGE_SLOTS * exchange
     slots = MAX_ACTIVATION_SLOTS
     wanted = min(RING_BYTES + stage, MAX_WEIGHT_STAGES * stage)  # one stage is being read
     while slots > MIN_ACTIVATION_SLOTS and (room - slots * activation) // stage * stage < wanted:
@@ -63,7 +66,7 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
             span=largest.loc.span(largest.name),
             note=f"{ctx.target.smem_per_cta} B per CTA; activations {slots} x {activation} B,"
             f" exchange {EXCHANGE_SLOTS} x {exchange} B, one weight stage {stage} B",
-            help="use smaller attention heads",
+            help=_fewer_rows(graph, ctx) or "use smaller attention heads",
         )
     in_flight = (
         f"{stages * stage // 1024} KiB in flight per SM; the memory system needs "
@@ -86,6 +89,17 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
             RingSpec("exchange", EXCHANGE_SLOTS, exchange),
         ),
     )
+
+
+def _fewer_rows(graph: TileGraph, ctx: PassContext) -> str:
+    """The largest smaller number of rows whose rings fit, as advice; empty if there is none."""
+    for rows in sorted((n for n in ROW_COUNTS if n < graph.max_rows), reverse=True):
+        trial = dataclasses.replace(ctx, max_rows=rows, decisions=[], problems=[])
+        fewer = dataclasses.replace(graph, max_rows=rows, buffers=())
+        with contextlib.suppress(TileccError):
+            rings(tile(fewer, trial), trial)
+            return f"nearest: --rows {rows}"
+    return ""
 
 
 def _shape(

@@ -24,11 +24,11 @@ from tilecc.ir.attention import (
     query_bytes,
     window_turns,
 )
-from tilecc.ir.tile import Access, Buffer, Space, TileGraph, TileOp, Weight
+from tilecc.ir.rows import BASE_ROWS, MAX_TOP_K, act_block_bytes, row_tiles
+from tilecc.ir.tile import Access, Buffer, Space, TileGraph, TileOp, Weight, warps_along_k
 from tilecc.passes.context import Choice, PassContext, Subject, op_subject
 from tilecc.weights.layout import BLOCK_BYTES
 
-ROWS = 8
 TILE_ROWS = 16
 BLOCK_COLS = 128
 UNIT_COLS = 64
@@ -39,11 +39,12 @@ STAGE_BLOCKS = {"bf16": 8, "f32": 4, "fp8_block": 16, "mxfp4": 32}
 """Weight blocks of one ring stage: about 32 KiB, so that waiting and signalling cost little per weight."""
 MIN_CHUNK = {"bf16": 1, "f32": 1, "fp8_block": 2, "mxfp4": 4}
 """K blocks of a tile that one bulk copy should bring at least: some 4 KiB."""
-ACT_BLOCK_BYTES = 2048
+MAX_WARP_TILES = 16
+"""m16 x n8 results that one warp may keep: 64 registers, as many again for the block sums of FP8 or the total
+over experts. More spill."""
 MAX_SPLITS = 4
-MAX_TOP = 8
 MAX_EXPERTS = 1024
-"""Of the routing record: experts per row, so that 64 are active at most, and one membership word per lane."""
+"""Of the routing record: one membership word per lane."""
 PEER_SLOTS = 3
 """Epochs of pushed terms kept apart. A rank that has the terms of epoch e + 2 of every rank knows that all
 have read those of epoch e: no rank waits before it pushes."""
@@ -67,6 +68,12 @@ def multiples(n: int, of: int) -> str:
     return f"{below} or {below + of}" if below > 0 else str(of)
 
 
+def deals(chunk: int, warps_k: int, blocks: int) -> bool:
+    """Whether chunks of that many K blocks deal block i of `blocks` to warp i modulo `warps_k`, chunk after
+    chunk."""
+    return chunk >= blocks or chunk % warps_k == 0 or warps_k % chunk == 0
+
+
 def tile(graph: TileGraph, ctx: PassContext) -> TileGraph:
     """Fill `tiles`, `reads`, `writes` and the buffers. Raises TileccError TC0222 for sizes that do not
     fit."""
@@ -79,6 +86,7 @@ class _Tiler:
         self.weights = {w.name: w for w in graph.weights}
         self.buffers: dict[str, Buffer] = {}
         self.columns = pad(graph.hidden)
+        self.rows = graph.max_rows
 
     def run(self) -> TileGraph:
         if self.graph.hidden % 16:
@@ -131,24 +139,25 @@ class _Tiler:
         return Access(name, tuple((0, n) for n in shape))
 
     def x(self) -> Access:
-        return self.space("x", "bf16", (ROWS, self.columns), self.columns * ROWS * 2)
+        return self.space("x", "bf16", (self.rows, self.columns), self.columns * self.rows * 2)
 
     def sum_sq(self) -> Access:
         units = ceil_div(self.graph.hidden, UNIT_COLS)
-        return self.space("sum_sq", "f32", (units, ROWS), units * ROWS * 4)
+        return self.space("sum_sq", "f32", (units, self.rows), units * self.rows * 4)
 
     def state(self) -> Access:
         return self.space("state", "u32", (32,), 128)
 
     def attention_out(self, op: TileOp) -> Access:
         cols = int(op.attrs["heads"]) * int(op.attrs["v_head_dim"])
-        return self.space("attention", "bf16", (ROWS, cols), pad(cols) * ROWS * 2)
+        return self.space("attention", "bf16", (self.rows, cols), pad(cols) * self.rows * 2)
 
     def partials(self, splits: int) -> Access:
-        return self.space("partials", "f32", (splits, ROWS, self.columns), splits * ROWS * self.columns * 4)
+        nbytes = splits * self.rows * self.columns * 4
+        return self.space("partials", "f32", (splits, self.rows, self.columns), nbytes)
 
     def hidden(self, name: str, width: int, slots: int = 1) -> Access:
-        return self.space(name, "bf16", (slots, ROWS, width), slots * ROWS * pad(width) * 2)
+        return self.space(name, "bf16", (slots, self.rows, width), slots * self.rows * pad(width) * 2)
 
     def routing(self) -> Access:
         return self.space("routing", "u32", (1,), 0, Space.CTA)
@@ -165,7 +174,7 @@ class _Tiler:
     def kv_blocks(self, window: int) -> int:
         """Blocks of one sequence: all positions, or a ring that holds the window and the rows of a step."""
         every = ceil_div(self.graph.max_context, KV_BLOCK)
-        return min(every, ceil_div(window + ROWS - 1, KV_BLOCK) + 1) if window else every
+        return min(every, ceil_div(window + self.rows - 1, KV_BLOCK) + 1) if window else every
 
     def matrix(self, op: TileOp) -> Weight:
         return self.weights[op.weights["matrix"]]
@@ -179,7 +188,12 @@ class _Tiler:
                 f"{multiples(weight.cols, 32)} columns",
             )
         blocks = ceil_div(weight.cols, BLOCK_COLS)
-        group, chunk, experts = self.stage(op, tiles, splits, slots)
+        few = self.active(op, BASE_ROWS) if slots > 1 else 1
+        base = self.stage(op, tiles, splits, few)
+        warps_k = warps_along_k(CONSUMERS, base[1])
+        group, chunk, experts = base
+        if self.rows > BASE_ROWS:
+            group, chunk, experts = self.wide_stage(op, tiles, splits, slots, base[1], warps_k)
         return {
             "tiles": tiles,
             "blocks": blocks,
@@ -187,11 +201,12 @@ class _Tiler:
             "group": group,
             "chunk": chunk,
             "slots": experts,
+            "warps_k": warps_k,
             "tasks": ceil_div(tiles, group) * splits * slots,
         }
 
     def stage(self, op: TileOp, tiles: int, splits: int, slots: int = 1) -> tuple[int, int, int]:
-        """What one ring stage of a main loop holds: (m16 tiles, K blocks of each, experts).
+        """What one ring stage of a main loop holds for up to 8 rows: (m16 tiles, K blocks of each, experts).
 
         The tiles of a stage share their activations, so the group is chosen by the bytes, weights and
         activations, that the busiest CTA fetches. What is left of the stage goes to K blocks and, for the
@@ -217,6 +232,42 @@ class _Tiler:
         """Experts that fit one stage beside each other."""
         return max(1, min(STAGE_BLOCKS[format] // (group * chunk), MAX_CHUNK // chunk, owned))
 
+    def wide_stage(
+        self, op: TileOp, tiles: int, splits: int, slots: int, base_chunk: int, warps_k: int
+    ) -> tuple[int, int, int]:
+        """The same for more rows: as many tiles as their sums have registers, K chunks as short as their
+        activations are long. `warps_k` warps share the K blocks as they do in a program of 8 rows."""
+        nt = row_tiles(self.rows)
+        weight = self.matrix(op)
+        down = op.kind == "experts_down"
+        warp_tiles = MAX_WARP_TILES // nt // (2 if down and weight.format == "fp8_block" else 1)
+        legal = [g for g in self.groups(op, tiles) if ceil_div(g * warps_k, CONSUMERS) <= warp_tiles]
+        group = min(legal, key=lambda g: self.bytes_per_cta(op, tiles, splits, slots, g, self.rows))
+        blocks = self.split_blocks(op, splits)
+        budget, most = max(1, STAGE_BLOCKS[weight.format] // group), max(1, MAX_CHUNK // nt)
+        chunks = [c for c in range(min(most, budget, blocks), 0, -1) if deals(c, warps_k, blocks)]
+        if not deals(base_chunk, warps_k, blocks):
+            chunks = [c for c in chunks if c == base_chunk]
+        if not chunks:
+            near = [c for c in range(base_chunk, 0, -1) if c & (c - 1) == 0]
+            raise self.unfit(
+                op,
+                f"chunks of {base_chunk} K blocks deal {blocks} blocks to {warps_k} warps in an order that"
+                f" {self.rows} rows, with chunks of at most {most}, cannot keep",
+                f"chunk {near[0]}",
+            )
+        experts = 1
+        if down and chunks[0] == blocks:
+            owned = ceil_div(weight.experts, splits)
+            experts = max(1, min(budget // blocks, most // blocks, owned))
+        self.ctx.decide(
+            "tile", f"{op_subject(op)} stage of {self.rows} rows",
+            f"group {group}, chunk {chunks[0]}, experts {experts}",
+            f"{act_block_bytes(self.rows)} B of activations per K block;"
+            f" {warps_k} warps share K, as with {BASE_ROWS} rows",
+        )  # fmt: skip
+        return group, chunks[0], experts
+
     def groups(self, op: TileOp, tiles: int) -> list[int]:
         """Legal numbers of m16 tiles in a group, the largest first: it wins when two cost the same."""
         format = self.matrix(op).format
@@ -228,14 +279,16 @@ class _Tiler:
         blocks = ceil_div(self.matrix(op).cols, BLOCK_COLS)
         return blocks if op.kind == "experts_down" else ceil_div(blocks, splits)
 
-    def bytes_per_cta(self, op: TileOp, tiles: int, splits: int, slots: int, group: int) -> int:
+    def bytes_per_cta(
+        self, op: TileOp, tiles: int, splits: int, slots: int, group: int, rows: int = BASE_ROWS
+    ) -> int:
         """Weights and activations that the busiest CTA fetches for the op."""
         weight = self.matrix(op)
         blocks = self.split_blocks(op, splits)
         if op.kind == "experts_down":
             blocks *= ceil_div(weight.experts, splits)
         tasks = ceil_div(tiles, group) * splits * slots
-        per_block = group * BLOCK_BYTES[weight.format] + ACT_BLOCK_BYTES
+        per_block = group * BLOCK_BYTES[weight.format] + act_block_bytes(rows)
         return ceil_div(tasks, self.ctx.target.sms) * blocks * per_block
 
     def splits(self, op: TileOp) -> int:
@@ -268,7 +321,8 @@ class _Tiler:
 
     def embed(self, op: TileOp) -> TileOp:
         units = ceil_div(self.graph.hidden, UNIT_COLS)
-        return self.make(op, {"units": units, "tasks": units}, [self.state()], [self.x(), self.sum_sq()])
+        tiles = {"units": units, "tasks": units * row_tiles(self.rows)}
+        return self.make(op, tiles, [self.state()], [self.x(), self.sum_sq()])
 
     def qkv(self, op: TileOp) -> TileOp:
         a = op.attrs
@@ -338,24 +392,25 @@ class _Tiler:
         kv_heads, window = int(op.attrs["kv_heads"]), int(op.attrs["window"])
         tiles = {"kv_blocks": self.kv_blocks(window)}
         if window:
-            tiles |= {"turns": window_turns(window, CONSUMERS), "tasks": ROWS * kv_heads}
+            tiles |= {"turns": window_turns(window, CONSUMERS), "tasks": self.rows * kv_heads}
             return self.make(op, tiles, [self.queries(op), self.kv(op)], [self.attention_out(op)])
         splits = self.context_splits(op)
         tiles |= {
             "splits": splits,
             "chunk_blocks": CHUNK_BLOCKS,
-            "tasks": ceil_div(ROWS, CONSUMERS) * kv_heads * splits,
+            "tasks": ceil_div(self.rows, CONSUMERS) * kv_heads * splits,
         }
         return self.make(op, tiles, [self.queries(op), self.kv(op)], [self.split_out(op)])
 
     def queries(self, op: TileOp) -> Access:
         heads, kv_heads, dim = (int(op.attrs[k]) for k in ("heads", "kv_heads", "head_dim"))
-        return self.space("queries", "bf16", (ROWS, heads, dim), ROWS * kv_heads * query_bytes(dim))
+        return self.space("queries", "bf16", (self.rows, heads, dim), self.rows * kv_heads * query_bytes(dim))
 
     def context_splits(self, op: TileOp) -> int:
         """Splits of the context of a global layer: as many as occupy the SMs in a full step, a power of two,
-        constant of the Program. More than the context has chunks would stay empty and change no bit."""
-        tasks = ceil_div(ROWS, CONSUMERS) * int(op.attrs["kv_heads"])
+        the same for any number of rows. More than the context has chunks would stay empty and change no
+        bit."""
+        tasks = ceil_div(BASE_ROWS, CONSUMERS) * int(op.attrs["kv_heads"])
         chunks = ceil_div(ceil_div(self.graph.max_context, KV_BLOCK), CHUNK_BLOCKS)
         wanted = 1 << (max(2, min(MAX_CONTEXT_SPLITS, self.ctx.target.sms // tasks)).bit_length() - 1)
         chosen = self.ctx.choose(
@@ -372,21 +427,22 @@ class _Tiler:
 
     def split_out(self, op: TileOp) -> Access:
         kv_heads, width = int(op.attrs["kv_heads"]), partial_bytes(int(op.attrs["v_head_dim"]))
-        shape = (ROWS * kv_heads, self.context_splits(op), width // 4)
+        shape = (self.rows * kv_heads, self.context_splits(op), width // 4)
         return self.space("attention_partials", "f32", shape, shape[0] * shape[1] * width)
 
     def attention_merge(self, op: TileOp) -> TileOp:
         tiles = {
             "splits": self.context_splits(op),
             "chunk_blocks": CHUNK_BLOCKS,
-            "tasks": ROWS * int(op.attrs["kv_heads"]) * ceil_div(int(op.attrs["v_head_dim"]), 8),
+            "tasks": self.rows * int(op.attrs["kv_heads"]) * ceil_div(int(op.attrs["v_head_dim"]), 8),
         }
         return self.make(op, tiles, [self.split_out(op)], [self.attention_out(op)])
 
     def project(self, op: TileOp) -> TileOp:
         weight, splits = self.matrix(op), self.partial_splits[op.name]
         if op.attrs["input"] == "attention":
-            source = self.space("attention", "bf16", (ROWS, weight.cols), pad(weight.cols) * ROWS * 2)
+            nbytes = pad(weight.cols) * self.rows * 2
+            source = self.space("attention", "bf16", (self.rows, weight.cols), nbytes)
         else:
             source = self.hidden("hidden", weight.cols)
         tiles = self.gemv(op, ceil_div(weight.rows, TILE_ROWS), splits)
@@ -396,8 +452,8 @@ class _Tiler:
         """Where a projection into the residual leaves its sums: for the reduce op of this rank, or of all."""
         if "ranks" not in op.attrs:
             return self.partials(splits)
-        ranks, nbytes = int(op.attrs["ranks"]), ROWS * self.columns * 2
-        shape = (ranks, ROWS, self.columns)
+        ranks, nbytes = int(op.attrs["ranks"]), self.rows * self.columns * 2
+        shape = (ranks, self.rows, self.columns)
         return self.space("peer_terms", "bf16", shape, PEER_SLOTS * ranks * nbytes, Space.PEER, PEER_SLOTS)
 
     def reduce(self, op: TileOp) -> TileOp:
@@ -405,9 +461,9 @@ class _Tiler:
         splits = self.partial_splits[f"layers.{op.layer}.{producer}" if op.layer >= 0 else producer]
         units = ceil_div(self.graph.hidden, UNIT_COLS)
         if "ranks" in op.attrs:
-            tiles = {"units": units, "tasks": units}
+            tiles = {"units": units, "tasks": units * row_tiles(self.rows)}
             return self.make(op, tiles, [self.term(op, splits), self.x()], [self.x(), self.sum_sq()])
-        tiles = {"units": units, "splits": splits, "tasks": units}
+        tiles = {"units": units, "splits": splits, "tasks": units * row_tiles(self.rows)}
         return self.make(op, tiles, [self.partials(splits), self.x()], [self.x(), self.sum_sq()])
 
     def router(self, op: TileOp) -> TileOp:
@@ -416,25 +472,27 @@ class _Tiler:
         return self.make(op, space, [self.x(), self.sum_sq()], [self.router_logits(experts)])
 
     def router_logits(self, experts: int) -> Access:
-        return self.space("router_logits", "f32", (ROWS, pad(experts, 32)), ROWS * pad(experts, 32) * 4)
+        pitch = pad(experts, 32)
+        return self.space("router_logits", "f32", (self.rows, pitch), self.rows * pitch * 4)
 
     def route(self, op: TileOp) -> TileOp:
         experts, k = int(op.attrs["experts"]), int(op.attrs["k"])
-        if not 1 <= k <= min(MAX_TOP, experts) or experts > MAX_EXPERTS:
+        if not 1 <= k <= min(MAX_TOP_K, experts) or experts > MAX_EXPERTS:
             raise self.unfit(
                 op,
-                f"top-{k} of {experts} experts: at most {MAX_TOP} of {MAX_EXPERTS} are supported",
-                f"top-{max(1, min(k, MAX_TOP, experts))} of {min(experts, MAX_EXPERTS)}",
+                f"top-{k} of {experts} experts: at most {MAX_TOP_K} of {MAX_EXPERTS} are supported",
+                f"top-{max(1, min(k, MAX_TOP_K, experts))} of {min(experts, MAX_EXPERTS)}",
             )
         layers = self.graph.layers
-        log = self.space("routes", "u32", (layers, ROWS, k), layers * ROWS * k * 4)
+        log = self.space("routes", "u32", (layers, self.rows, k), layers * self.rows * k * 4)
         mine = Access("routes", ((op.layer, op.layer + 1), *log.box[1:]))
         return self.make(
             op, {"pitch": pad(experts, 32), "tasks": 0}, [self.router_logits(experts)], [self.routing(), mine]
         )
 
-    def active(self, op: TileOp) -> int:
-        return min(int(op.attrs["experts"]), ROWS * int(op.attrs["k"]))
+    def active(self, op: TileOp, rows: int) -> int:
+        """Distinct experts that so many rows may choose, at most."""
+        return min(int(op.attrs["experts"]), rows * int(op.attrs["k"]))
 
     def gate_up(self, op: TileOp) -> TileOp:
         width = int(op.attrs["width"])
@@ -443,7 +501,7 @@ class _Tiler:
         )
 
     def experts_up(self, op: TileOp) -> TileOp:
-        width, active = int(op.attrs["width"]), self.active(op)
+        width, active = int(op.attrs["width"]), self.active(op, self.rows)
         space = self.gemv(op, ceil_div(width, 8), slots=active)
         return self.make(
             op,
@@ -458,29 +516,29 @@ class _Tiler:
         return self.make(
             op,
             space,
-            [self.hidden("expert_hidden", weight.cols, self.active(op)), self.routing()],
+            [self.hidden("expert_hidden", weight.cols, self.active(op, self.rows)), self.routing()],
             [self.term(op, splits)],
         )
 
     def head(self, op: TileOp) -> TileOp:
         rows = int(op.attrs["rows"])
-        out = self.space("argmax", "f32", (MAX_GRID, ROWS), MAX_GRID * ROWS * 8)
-        logits = self.space("logits", "f32", (ROWS, rows), 0, Space.IO)
+        out = self.space("argmax", "f32", (MAX_GRID, self.rows), MAX_GRID * self.rows * 8)
+        logits = self.space("logits", "f32", (self.rows, rows), 0, Space.IO)
         return self.make(
             op, self.gemv(op, ceil_div(rows, TILE_ROWS)), [self.x(), self.sum_sq()], [out, logits]
         )
 
     def argmax_push(self, op: TileOp) -> TileOp:
-        out = self.space("argmax", "f32", (MAX_GRID, ROWS), MAX_GRID * ROWS * 8)
+        out = self.space("argmax", "f32", (MAX_GRID, self.rows), MAX_GRID * self.rows * 8)
         return self.make(op, {"tasks": 1}, [out], [self.peer_argmax(op)])
 
     def peer_argmax(self, op: TileOp) -> Access:
         ranks = int(op.attrs["ranks"])
-        nbytes = PEER_SLOTS * ranks * ROWS * 8
-        return self.space("peer_argmax", "f32", (ranks, ROWS), nbytes, Space.PEER, PEER_SLOTS)
+        nbytes = PEER_SLOTS * ranks * self.rows * 8
+        return self.space("peer_argmax", "f32", (ranks, self.rows), nbytes, Space.PEER, PEER_SLOTS)
 
     def commit(self, op: TileOp) -> TileOp:
-        out = self.space("argmax", "f32", (MAX_GRID, ROWS), MAX_GRID * ROWS * 8)
-        tokens = self.space("tokens", "i32", (ROWS,), 0, Space.IO)
+        out = self.space("argmax", "f32", (MAX_GRID, self.rows), MAX_GRID * self.rows * 8)
+        tokens = self.space("tokens", "i32", (self.rows,), 0, Space.IO)
         source = self.peer_argmax(op) if "ranks" in op.attrs else out
         return self.make(op, {"tasks": 1}, [source], [self.state(), tokens])

@@ -11,8 +11,8 @@ import enum
 from dataclasses import dataclass
 
 from tilecc.ir.attention import CHUNK_BLOCKS, KV_BLOCK, block_bytes, window_blocks
+from tilecc.ir.rows import act_block_bytes
 from tilecc.ir.tile import HandOffKind, TileGraph, TileOp
-from tilecc.ir.tile_rules import CHUNK_BYTES
 from tilecc.weights.layout import BLOCK_BYTES, BLOCK_COLS, TILE_ROWS
 
 BLOCK_WEIGHTS = TILE_ROWS * BLOCK_COLS
@@ -103,7 +103,8 @@ def lower(graph: TileGraph, scenario: Scenario) -> list[SimOp]:
         if op.kind == "route":
             route = index
         if "chunk" in op.tiles:
-            made.append(_gemv(base, op, weights[op.weights["matrix"]].format, scenario, route))
+            format, block = weights[op.weights["matrix"]].format, act_block_bytes(graph.max_rows)
+            made.append(_gemv(base, op, format, block, scenario, route))
         elif op.kind == "attention":
             made.append(_attention(base, op, scenario, consumers, slot))
         elif op.kind == "attention_merge":
@@ -116,7 +117,7 @@ def lower(graph: TileGraph, scenario: Scenario) -> list[SimOp]:
     return made
 
 
-def _gemv(base: SimOp, op: TileOp, format: str, scenario: Scenario, route: int) -> SimOp:
+def _gemv(base: SimOp, op: TileOp, format: str, act_block: int, scenario: Scenario, route: int) -> SimOp:
     t = op.tiles
     expert = op.kind in ("experts_up", "experts_down")
     tasks: float = -(-t["tiles"] // t["group"]) * t["splits"]
@@ -140,7 +141,7 @@ def _gemv(base: SimOp, op: TileOp, format: str, scenario: Scenario, route: int) 
         stages=blocks / chunk,
         stage_bytes=tiles * chunk * BLOCK_BYTES[format],
         copies=t["slots"] if whole else t["group"],
-        act_bytes=chunk * CHUNK_BYTES,
+        act_bytes=chunk * act_block,
         path=path,
         weights=tiles * chunk * BLOCK_WEIGHTS,
         route=route if expert else -1,

@@ -19,12 +19,13 @@ from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, Guar
 from torch.fx.node import Node as FxNode
 
 from tilecc.diag import Span, TileccError, error
+from tilecc.ir.rows import ROW_COUNTS
 from tilecc.trace.load import CONTRACT, user_code
 from tilecc.trace.source import Sources
 
-MAX_ROWS = 8
-# Sizes of the meta caches. They only have to differ from each other and stay clear of 0 and 1.
-_SEQS, _CONTEXT = 3, 64
+MAX_ROWS = max(ROW_COUNTS)
+# Sizes of the example. They only have to differ from each other and stay clear of 0 and 1.
+_ROWS, _SEQS, _CONTEXT = 7, 3, 64
 
 # What torch says when Python code asks for the value of a tensor (messages of torch 2.5 to 2.13).
 _DATA_DEPENDENT = re.compile(
@@ -60,7 +61,7 @@ def export(sources: Sources, module: nn.Module, caches: Sequence[Tensor]) -> Exp
     Raises TC0106 for control flow that depends on tensor values or on the number of rows, TC0109 for an
     exception of the model's own code.
     """
-    rows = [torch.empty(MAX_ROWS - 1, dtype=torch.int64, device="meta") for _ in range(3)]
+    rows = [torch.empty(_ROWS, dtype=torch.int64, device="meta") for _ in range(3)]
     dim = Dim("T", min=1, max=MAX_ROWS)
     arguments = inspect.signature(module.forward).bind(*rows, *caches).arguments
     # one entry per parameter of forward; *caches is a single parameter that holds a tuple

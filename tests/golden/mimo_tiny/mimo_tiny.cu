@@ -3,7 +3,9 @@
 //
 //   grid     any number of CTAs that are resident together, at most 256: result bits do not depend on it
 //   CTA      1 loader, 1 store, 2 activations, 4 consumer warps
-//   rings    weights 8 x 16384 B, activations 8 x 8192 B, exchange 2 x 4608 B
+//   rings    weights 8 x 16384 B, activations 8 x 8192 B, exchange 2 x 4608 B//   step     up to 8 rows
+
+#define TILECC_MAX_ROWS 8
 #include "epilogues.cuh"
 #include "op_attention.cuh"
 #include "op_attention_split.cuh"
@@ -159,7 +161,6 @@ constexpr u64 kCounters = 1264128;         // 2176 B
 
 // The machine of one CTA: warps per role, rings of shared memory.
 struct Config {
-  static constexpr u32 kRowTiles = 1;
   static constexpr u32 kConsumerWarps = 4;
   static constexpr u32 kActWarps = 2;
   static constexpr u32 kWStages = 8;
