@@ -14,13 +14,13 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.ops.device import open_kernel, packaged
 from tilecc.emit.single import SinglePackage, tiled, tiles_package
 from tilecc.ir.loc import Loc
 from tilecc.ir.tile import Space, TileGraph, TileOp, Weight
 from tilecc.passes.context import PassContext
 from tilecc.runtime.abi import Row
 from tilecc.runtime.bare import BareKernel, BareResult
-from tilecc.runtime.devices.emulator import EmulatorDevice
 from tilecc.runtime.fragments import from_fragments
 from tilecc.target import find_target
 from tilecc.weights.image import build_image
@@ -87,10 +87,7 @@ class Built:
         return self.constant("tile_kv_blocks")
 
     def emulator(self, grid: int = 3, **options: Any) -> BareKernel:
-        p = self.package
-        return BareKernel.open(
-            p.directory, EmulatorDevice(p.directory, p.manifest, grid, **options), self.image
-        )
+        return open_kernel(self.package, self.image, grid, **options)
 
 
 def build(out: Path, shape: Shape, sinks: F32 | None = None, kv_blocks: int | None = None) -> Built:
@@ -121,7 +118,7 @@ def build(out: Path, shape: Shape, sinks: F32 | None = None, kv_blocks: int | No
     tiles = tiled(graph, ctx)
     if kv_blocks is not None:
         tiles = with_kv_blocks(tiles, kv_blocks)
-    package = tiles_package(out, tiles, ctx)
+    package = packaged(out, ("attention", shape, kv_blocks), lambda: tiles_package(out, tiles, ctx))
     if sinks is None:
         sinks = np.linspace(-3, 3, s.heads, dtype=np.float32).astype(BF16).astype(np.float32)
     image = np.zeros(package.manifest.image_bytes, np.uint8)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.ops.device import ON_GPU, open_kernel, packaged
 from tilecc.emit.single import SingleOp, SinglePackage, one_op_package
 from tilecc.runtime.bare import BareKernel
 from tilecc.runtime.devices.emulator import EmulatorDevice
@@ -35,11 +36,8 @@ class Built:
     rng: np.random.Generator
 
     def emulator(self, grid: int = 3, **options: Any) -> BareKernel:
-        """The package on the emulator."""
-        p = self.package
-        return BareKernel.open(
-            p.directory, EmulatorDevice(p.directory, p.manifest, grid, **options), self.image
-        )
+        """The package on the emulator; on the GPU in a run for that one."""
+        return open_kernel(self.package, self.image, grid, **options)
 
     def constant(self, op_class: str, name: str) -> int:
         return int(self.package.program.op_class(op_class).constants[name])
@@ -47,7 +45,8 @@ class Built:
 
 def build(out: Path, op: SingleOp, seed: int = 0, like: SingleOp | None = None) -> Built:
     """Compile the op and fill its image with random weights. `like`: see `one_op_package`."""
-    package, rng = one_op_package(out, op, like=like), np.random.default_rng(seed)
+    package = packaged(out, (op, like), lambda: one_op_package(out, op, like=like))
+    rng = np.random.default_rng(seed)
     source, weights = Synthetic(rng), {}
     norm = np.ones(0)
     for entry in package.manifest.image:
@@ -72,6 +71,8 @@ def assert_clean(kernel: BareKernel) -> None:
     and one warp scatters up to 64 of them once per layer.
     """
     device = kernel.device
+    if ON_GPU:
+        return
     assert isinstance(device, EmulatorDevice) and device.last_result is not None
     assert device.last_report == ""
     banks = device.last_result.stats.banks
@@ -91,7 +92,7 @@ def packed(package: SinglePackage, source: TensorSource) -> NDArray[np.uint8]:
 
 def with_matrices(out: Path, op: SingleOp, tensors: Mapping[str, NDArray[Any]]) -> Built:
     """Compile the op with the given source tensors; its norm is 1."""
-    package = one_op_package(out, op)
+    package = packaged(out, (op, None), lambda: one_op_package(out, op))
     source = Synthetic(np.random.default_rng(0))
     source.tensors = {"norm": np.ones(op.rows if op.kind == "project" else op.cols, BF16), **tensors}
     return Built(package, packed(package, source), {}, np.ones(op.cols), source.rng)

@@ -19,6 +19,7 @@ from tests.ops.attention import (
     query_values,
     random_case,
 )
+from tests.ops.device import open_kernel, packaged
 from tests.ops.one_op import SCHEDULES, Built, assert_clean, build, norm_inputs, normalised, packed
 from tilecc.emit.single import SingleOp, SinglePackage, graph_package
 from tilecc.ir.loc import Loc
@@ -26,7 +27,6 @@ from tilecc.ir.tile import TileGraph, TileOp, Weight
 from tilecc.passes.context import PassContext
 from tilecc.runtime.bare import BareKernel
 from tilecc.runtime.devices.emu_lib import DETECT_ALL
-from tilecc.runtime.devices.emulator import EmulatorDevice
 from tilecc.target import find_target
 from tilecc.weights.formats import fp8_block_dequantize, fp8_block_quantize
 from tilecc.weights.image import build_image
@@ -59,9 +59,7 @@ class Projection:
     blocks: int
 
     def emulator(self, grid: int = 3, **options: Any) -> BareKernel:
-        p = self.package
-        device = EmulatorDevice(p.directory, p.manifest, grid, detect=DETECT_ALL, **options)
-        return BareKernel.open(p.directory, device, self.image)
+        return open_kernel(self.package, self.image, grid, detect=DETECT_ALL, **options)
 
 
 def qkv_package(out: Path, shape: Shape, format: str = "bf16", hidden: int = HIDDEN) -> Projection:
@@ -84,7 +82,7 @@ def qkv_package(out: Path, shape: Shape, format: str = "bf16", hidden: int = HID
     )
     ctx = PassContext(find_target(s.target), s.max_context, s.max_seqs)
     graph = TileGraph("qkv", s.target, s.max_context, s.max_seqs, 1, hidden, 1, ops, weights)
-    package = graph_package(out, graph, ctx)
+    package = packaged(out, ("qkv", shape, format, hidden), lambda: graph_package(out, graph, ctx))
     source = Synthetic(np.random.default_rng(5))
     source.tensors["norm"] = source.rng.uniform(0.5, 1.5, hidden).astype(BF16)
     w = source.rng.standard_normal((rows, hidden), np.float32) / 40
