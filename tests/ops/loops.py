@@ -18,20 +18,25 @@ EPS = 1e-5
 
 @dataclass(frozen=True)
 class Inputs:
-    """Eight rows: x bf16 [8, cols], and the router's logits f32 [8, experts] of an op over experts."""
+    """All rows of a step: x bf16 [rows, cols], and the router's logits f32 [rows, experts] of an op over
+    experts."""
 
     x: NDArray[Any]
     logits: NDArray[Any] | None = None
 
     def regions(self, op: SingleOp) -> dict[str, NDArray[Any]]:
         if op.kind == "project":
-            return {"hidden": to_fragments(self.x)}
-        regions = norm_inputs(self.x, op.cols)
+            return {"hidden": to_fragments(self.x, op.max_rows)}
+        regions = norm_inputs(self.x, op.cols, op.max_rows)
         if self.logits is not None:
-            pitched = np.zeros((8, -(-op.experts // 32) * 32), np.float32)
-            pitched[:, : op.experts] = self.logits
+            pitched = np.zeros((op.max_rows, -(-op.experts // 32) * 32), np.float32)
+            pitched[: len(self.logits), : op.experts] = self.logits
             regions["router_logits"] = pitched
         return regions
+
+    def rows(self, which: NDArray[Any]) -> Inputs:
+        """Some of the rows, in the given order."""
+        return Inputs(self.x[which], self.logits[which] if self.logits is not None else None)
 
     def row(self, source: int, to: int, others: Inputs) -> Inputs:
         """Row `source` of these at place `to` among rows of `others`."""
@@ -47,26 +52,27 @@ class Inputs:
 def random_inputs(op: SingleOp, seed: int) -> Inputs:
     """Normal numbers; each row chooses its experts for itself."""
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((8, op.cols)).astype(BF16)
+    x = rng.standard_normal((op.max_rows, op.cols)).astype(BF16)
     if op.kind != "experts":
         return Inputs(x)
-    return Inputs(x, rng.standard_normal((8, op.experts)).astype(np.float32))
+    return Inputs(x, rng.standard_normal((op.max_rows, op.experts)).astype(np.float32))
 
 
 def outcome(built: Built, op: SingleOp, result: BareResult) -> NDArray[Any]:
-    """What the op leaves of each row, [8, ...]: sums of every K split, logits, or the hidden vector."""
+    """What the op leaves of each row, [rows, ...]: sums of every K split, logits, or the hidden vector."""
+    rows = op.max_rows
     if op.kind in ("project", "experts"):
         name, cols = ("Project", op.rows) if op.kind == "project" else ("ExpertsDown", op.cols)
         splits = built.constant(name, "tile_splits")
         padded = -(-cols // 128) * 128
-        flat = result.regions["partials"].view(np.float32)[: splits * padded * 8].reshape(splits, -1)
-        return from_fragments(flat, cols).transpose(1, 0, 2)
+        flat = result.regions["partials"].view(np.float32)[: splits * padded * rows].reshape(splits, -1)
+        return from_fragments(flat, cols, rows).transpose(1, 0, 2)
     if op.kind == "gate_up":
-        return from_fragments(result.regions["hidden"].view(BF16), op.rows // 2)
+        return from_fragments(result.regions["hidden"].view(BF16), op.rows // 2, rows)
     if op.kind == "head":
         assert result.logits is not None
         return result.logits[-1]
-    return result.regions["router_logits"].view(np.float32).reshape(8, -1)[:, : op.rows]
+    return result.regions["router_logits"].view(np.float32).reshape(rows, -1)[:, : op.rows]
 
 
 # ----------------------------------------------------------------------------------------------- references
@@ -91,7 +97,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Activations:
-    """What reaches the products, float64 [8, K], and how far each element may be from it.
+    """What reaches the products, float64 [rows, K], and how far each element may be from it.
 
     Behind a norm the kernel's 1 / rms differs from ours by a few units of 2^-24. Where that reaches a
     rounding boundary of bf16 an element may come out as its neighbour; everywhere else it is the same.
@@ -124,7 +130,7 @@ def product(a: Activations, w: F64) -> Reference:
     cols = a.y.shape[1]
     padded = -(-cols // 16) * 16
     y, v = (np.pad(m, ((0, 0), (0, padded - cols))) for m in (a.y, w))
-    y, v = y.reshape(8, -1, 16).transpose(1, 0, 2), v.reshape(len(w), -1, 16).transpose(1, 2, 0)
+    y, v = y.reshape(len(y), -1, 16).transpose(1, 0, 2), v.reshape(len(w), -1, 16).transpose(1, 2, 0)
     partial = np.abs(np.cumsum(y @ v, axis=0)).max(axis=0) + (np.abs(y) @ np.abs(v)).max(axis=0)
     return Reference(a.y @ w.T, 6 * np.sqrt(cols + 32) * 2.0**-24 * partial + a.slack @ np.abs(w).T)
 
@@ -150,14 +156,13 @@ def check_experts(built: Built, op: SingleOp, inputs: Inputs, result: BareResult
     """Both loops over experts: the hidden vectors against float64, the sums against float64 of what the first
     loop left. Returns both errors over their bounds."""
     assert inputs.logits is not None
-    splits, width = built.constant("ExpertsDown", "tile_splits"), op.rows // 2
-    chosen = result.regions["routes"].view(np.uint32).reshape(-1, 8, op.k)[op.layers - 1]
+    splits, width, rows = built.constant("ExpertsDown", "tile_splits"), op.rows // 2, op.max_rows
+    chosen = result.regions["routes"].view(np.uint32).reshape(-1, rows, op.k)[op.layers - 1]
     active = sorted({int(e) for e in chosen.flat})
-    hidden = from_fragments(
-        result.regions["expert_hidden"].view(BF16).reshape(-1, -(-width // 128) * 1024), width
-    )
+    flat = result.regions["expert_hidden"].view(BF16).reshape(-1, -(-width // 128) * 128 * rows)
+    hidden = from_fragments(flat, width, rows)
     a, name = activations(op, inputs.x, built.norm), f"layers.{op.layers - 1}"
-    want, bound, worst = np.zeros((8, op.cols)), np.zeros((8, op.cols)), 0.0
+    want, bound, worst = np.zeros((rows, op.cols)), np.zeros((rows, op.cols)), 0.0
     sigma = 1 / (1 + np.exp(-inputs.logits.astype(np.float64)))
     for slot, e in enumerate(active):
         routed = (chosen == e).any(axis=1)
@@ -168,7 +173,7 @@ def check_experts(built: Built, op: SingleOp, inputs: Inputs, result: BareResult
         worst = max(worst, mine.check(hidden[slot][routed]))
         y = hidden[slot].astype(np.float64)
         term = product(Activations(y, np.zeros_like(y)), built.weights[f"{name}.down.{e}.weight"])
-        weight = np.zeros(8)
+        weight = np.zeros(rows)
         for row in np.flatnonzero(routed):
             weight[row] = sigma[row, e] / sigma[row, chosen[row]].sum()
         want += weight[:, None] * term.want

@@ -98,12 +98,13 @@ def with_matrices(out: Path, op: SingleOp, tensors: Mapping[str, NDArray[Any]]) 
     return Built(package, packed(package, source), {}, np.ones(op.cols), source.rng)
 
 
-def norm_inputs(x: NDArray[Any], hidden: int) -> dict[str, NDArray[Any]]:
-    """Regions of a norm prologue for x bf16 [up to 8, hidden]: x, and its sums of squares per 64 columns."""
-    padded = np.zeros((8, -(-hidden // 64) * 64))
+def norm_inputs(x: NDArray[Any], hidden: int, max_rows: int = 8) -> dict[str, NDArray[Any]]:
+    """Regions of a norm prologue for x bf16 [up to max_rows, hidden]: x, and its sums of squares per 64
+    columns."""
+    padded = np.zeros((max_rows, -(-hidden // 64) * 64))
     padded[: len(x), :hidden] = x.astype(np.float64)
-    sums = (padded.reshape(8, -1, 64) ** 2).sum(axis=2).astype(np.float32)
-    return {"x": to_fragments(x), "sum_sq": np.ascontiguousarray(sums.T)}
+    sums = (padded.reshape(max_rows, -1, 64) ** 2).sum(axis=2).astype(np.float32)
+    return {"x": to_fragments(x, max_rows), "sum_sq": np.ascontiguousarray(sums.T)}
 
 
 def normalised(x: NDArray[Any], norm: F64, eps: float = 1e-5) -> F64:

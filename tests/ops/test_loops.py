@@ -41,7 +41,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return made
 
 
-def run(built: Built, op: SingleOp, inputs: Inputs, rows: int = 8, **options: Any) -> BareResult:
+def run(built: Built, op: SingleOp, inputs: Inputs, rows: int | None = None, **options: Any) -> BareResult:
     kernel = built.emulator(**{"detect": DETECT_ALL, **options})
     result = kernel.run(inputs.regions(op), rows=rows, logits=op.kind == "head")
     assert_clean(kernel)
@@ -248,6 +248,36 @@ def test_adversarial_schedules(make: Make, name: str) -> None:
     for schedule, landing, seed, grid in SCHEDULES:
         got = run(built, op, inputs, grid=grid, schedule=schedule, landing=landing, seed=seed)
         assert (bits(outcome(built, op, got)) == want).all(), (schedule, landing, seed, grid)
+
+
+# ----------------------------------------------------------------------------------------------- more rows
+
+
+BY_DAY = {"router-f32": 16, "gate_up-fp8": 16, "experts-mxfp4": 16, "project-mxfp4": 64, "head-bf16": 64}
+MORE_ROWS = [
+    pytest.param(name, rows, marks=[] if BY_DAY.get(name) == rows else [pytest.mark.nightly])
+    for name in SMALL
+    for rows in (16, 32, 64)
+]
+
+
+@pytest.mark.parametrize(("name", "rows"), MORE_ROWS)
+def test_steps_of_more_rows_give_the_same_bits(make: Make, name: str, rows: int) -> None:
+    """Kernels for up to 16, 32 and 64 rows: float64, and each row as the kernel for eight makes it."""
+    eight = SMALL[name]
+    op = dataclasses.replace(eight, max_rows=rows)
+    built, inputs = make(op), random_inputs(op, seed=8)
+    result = run(built, op, inputs)
+    check(built, op, inputs, result)
+    got, order = bits(outcome(built, op, result)), np.random.default_rng(9).permutation(rows)
+    for first in range(0, rows, 24):
+        few = order[first : first + 8]
+        same = bits(outcome(make(eight), eight, run(make(eight), eight, inputs.rows(few))))
+        assert (same[: len(few)] == got[few]).all(), f"rows {few}"
+    # Fewer rows than the kernel takes, in other columns, on another grid and another schedule.
+    few = order[: rows - 5]
+    fewer = run(built, op, inputs.rows(few), len(few), grid=5, schedule="pct", landing="last", seed=3)
+    assert (bits(outcome(built, op, fewer))[: rows - 5] == got[few]).all()
 
 
 # ------------------------------------------------------------------------------------- random legal shapes
