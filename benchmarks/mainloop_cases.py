@@ -25,7 +25,7 @@ from tilecc.emit.single import SingleOp, SinglePackage, one_op_package
 from tilecc.ir.tile import Weight
 from tilecc.package import ImageEntry
 from tilecc.runtime.abi import pack_steps
-from tilecc.runtime.fragments import to_fragments
+from tilecc.runtime.fragments import to_activations
 from tilecc.weights.image import pack_entry
 from tilecc.weights.synthetic import BF16, F64, Synthetic
 
@@ -127,8 +127,7 @@ def fill(case: Case, out: Path, grid: int | None = None, seed: int = 1) -> Fille
     vectors: dict[str, NDArray[np.uint8]] = {}
     for entry in package.manifest.image:
         if entry.kind != "matrix":
-            ones = np.ones(entry.cols, BF16 if entry.kind == "norm" else np.float32)
-            made.tensors[entry.sources[0]] = ones if entry.kind == "norm" else ones * 0
+            made.tensors[entry.sources[0]] = np.zeros(entry.cols, np.float32)
             vectors[entry.name] = np.zeros(entry.nbytes, np.uint8)
             pack_entry(entry, made, vectors[entry.name])
             continue
@@ -165,25 +164,25 @@ def fill(case: Case, out: Path, grid: int | None = None, seed: int = 1) -> Fille
 def _inputs(op: SingleOp, x: NDArray[Any]) -> tuple[dict[str, NDArray[Any]], F64]:
     """Regions that hold x bf16 [8, cols], and the activations that reach the products, float64."""
     if op.kind == "project":
-        return {"hidden": to_fragments(x)}, x.astype(np.float64)
+        return {"hidden": to_activations(x)}, x.astype(np.float64)
     wide = x.astype(np.float64)
     sums = (wide.reshape(8, -1, 64) ** 2).sum(axis=2).astype(np.float32)
-    y = wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + EPS)
-    regions = {"x": to_fragments(x), "sum_sq": np.ascontiguousarray(sums.T)}
-    return regions, y.astype(np.float32).astype(BF16).astype(np.float64)
+    regions = {"y": to_activations(x), "sum_sq": np.ascontiguousarray(sums.T)}
+    return regions, wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + EPS)
 
 
 def _one_matrix(op: SingleOp, w: list[F64], y: F64) -> tuple[F64, F64]:
-    """Products in float32, summed in any order: cols * 2^-24 of the sum of magnitudes. Behind a norm one bf16
-    ulp of an input may flip; gate * up is rounded to bf16 once more."""
+    """Products in float32, summed in any order: cols * 2^-24 of the sum of magnitudes, and 4 ulp for 1 / rms
+    behind a norm; gate * up is rounded to bf16 once more."""
     products = [y @ m.T for m in w]
     sums = [op.cols * 2.0**-24 * (np.abs(y) @ np.abs(m).T) for m in w]
-    flips = 0.0 if op.kind == "project" else 2.0**-8 * np.abs(y).max() * max(np.abs(m).max() for m in w)
     if op.kind == "gate_up":
         want = _silu(products[0]) * products[1]
         bound = np.full_like(want, 2.0**-7 * np.abs(want).max())
         return want.reshape(8, PATTERN_TILES, 8), bound.reshape(8, PATTERN_TILES, 8)
-    return products[0].reshape(8, PATTERN_TILES, 16), (sums[0] + flips).reshape(8, PATTERN_TILES, 16)
+    return products[0].reshape(8, PATTERN_TILES, 16), (sums[0] + 2.0**-22 * np.abs(products[0])).reshape(
+        8, PATTERN_TILES, 16
+    )
 
 
 def _silu(v: F64) -> F64:

@@ -17,7 +17,7 @@ from tilecc.emit.single import one_op_package
 from tilecc.runtime.bare import BareKernel, BareResult
 from tilecc.runtime.devices.emu_lib import DETECT_ALL
 from tilecc.runtime.devices.emulator import EmulatorDevice
-from tilecc.runtime.fragments import from_fragments
+from tilecc.runtime.fragments import from_activations
 from tilecc.weights.synthetic import BF16
 
 GRID = 3
@@ -94,7 +94,7 @@ def values(case: Case, result: BareResult, package: Any) -> np.ndarray:
         constants = package.program.classes[0].constants
         return result.partials(int(constants["tile_splits"]), op.rows)
     if op.kind == "gate_up":
-        return from_fragments(result.regions["hidden"].view(BF16), op.rows // 2).astype(np.float32)
+        return from_activations(result.regions["hidden"].view(BF16), op.rows // 2).astype(np.float32)
     return result.regions["router_logits"].view(np.float32).reshape(8, -1)[:, : op.rows]
 
 

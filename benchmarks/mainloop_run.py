@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from abi import STATUS_WORDS, STEP, Params
-from fragments import from_fragments
+from fragments import ACT_FACTOR, from_fragments
 
 REPEATS = 15
 COPY_BYTES = 1 << 30
@@ -120,7 +120,7 @@ def read_result(case: dict[str, Any], workspace: np.ndarray) -> np.ndarray:
         return raw.view(np.float32).reshape(8, -1)[:, : case["rows"]].copy()
     if case["kind"] == "gate_up":
         wide = raw.view(np.uint16).astype(np.uint32) << 16
-        return from_fragments(wide.view(np.float32), case["rows"] // 2)
+        return from_fragments(wide.view(np.float32), case["rows"] // 2) / np.float32(ACT_FACTOR)
     columns = case["cols"] if case["kind"] == "experts" else case["rows"]
     flat = raw.view(np.float32)[: case["splits"] * -(-columns // 128) * 128 * 8]
     parts = from_fragments(flat.reshape(case["splits"], -1), columns)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+ACT_FACTOR = 2.0**96
+"""Activations wait for the main loops multiplied by this (op_common.cuh, kActFactor): exact in bf16."""
 ROWS = 8
 BLOCK_COLS = 128
 
@@ -25,6 +27,17 @@ def to_fragments(x: NDArray[Any], max_rows: int = ROWS) -> NDArray[Any]:
         max_rows // ROWS, ROWS, -1, 8, 2, 4, 2
     )  # row tile, row, block, step, half, t, element
     return np.ascontiguousarray(steps.transpose(2, 0, 3, 1, 5, 4, 6)).reshape(-1)
+
+
+def to_activations(x: NDArray[Any], max_rows: int = ROWS) -> NDArray[Any]:
+    """Activations bf16 [up to max_rows, K] as a main loop reads them: in fragment order, times ACT_FACTOR."""
+    return to_fragments((x.astype(np.float32) * np.float32(ACT_FACTOR)).astype(x.dtype), max_rows)
+
+
+def from_activations(flat: NDArray[Any], cols: int, max_rows: int = ROWS) -> NDArray[Any]:
+    """The inverse: bf16 [..., max_rows, cols]."""
+    x = from_fragments(flat, cols, max_rows)
+    return (x.astype(np.float32) / np.float32(ACT_FACTOR)).astype(x.dtype)
 
 
 def from_fragments(flat: NDArray[Any], cols: int, max_rows: int = ROWS) -> NDArray[Any]:

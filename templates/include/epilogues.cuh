@@ -41,8 +41,8 @@ struct SwigluEpilogue : EpilogueBase {
       if (w.y == 0) h1 = 0.f;
     }
     uint8_t* out = c.p.workspace + P::kOffset + static_cast<u64>(P::kRouted ? t.slot : 0) * P::kColumns * kRows * 2;
-    tk::stg_u16(out + frag_bytes(n, k), tk::f2bf(h0));
-    tk::stg_u16(out + frag_bytes(n + 1, k), tk::f2bf(h1));
+    tk::stg_u16(out + frag_bytes(n, k), tk::f2bf(h0 * kActFactor));
+    tk::stg_u16(out + frag_bytes(n + 1, k), tk::f2bf(h1 * kActFactor));
   }
 };
 

@@ -33,12 +33,10 @@ struct Block<Format::kMxfp4> {
   static constexpr u32 kBytes = 1088, kHalf = 512, kScales = 1024;  // [row g 8][row half 2] u32
 };
 
-// Codes enter the MMA as bf16 fields, subnormal codes included: e2m1 reads 2^-126 too small, e4m3 2^-120. Activations of
-// these formats come multiplied by 2^96, which is exact, so that the sums of the products are ordinary float32 numbers, and
-// the rest is in the scale that multiplies a sum: 2^(s - 97) for 32 columns of mxfp4, a normal power of two for every
-// legal scale byte s = 0..224; scale * 2^24 for 128 columns of fp8.
-constexpr float kActFactor = 0x1p96f;
-constexpr u32 kActFactorBf16x2 = 0x6f806f80u;
+// Codes enter the MMA as bf16 fields, subnormal codes included: e2m1 reads 2^-126 too small, e4m3 2^-120. Activations come
+// multiplied by 2^96, so that the sums of the products are ordinary float32 numbers, and the rest is in the scale that
+// multiplies a sum: 2^(s - 97) for 32 columns of mxfp4, a normal power of two for every legal scale byte s = 0..224;
+// scale * 2^24 for 128 columns of fp8. Formats without scales leave 2^-96 to the store warp.
 
 // Through the primitives: left to itself the compiler rewrites a chain of such operations into a longer one.
 TK_FN u32 rotr(u32 w, u32 n) { return tk::shf_r(w, w, n); }

@@ -266,7 +266,7 @@ struct WindowAttention {
           const u32 dim = (j * kWarps + c.warp) * 16 + t * 8 + 2 * (c.lane & 3);
           if (dim >= Attn::kValueDim) continue;
           const float(&o)[4] = run.o[j][t];
-          tk::stg32(c.p.workspace + Attn::kOut + frag_bytes(i.row, head * Attn::kValueDim + dim), tk::cvt_bf16x2(o[2 * h] * scale[0], o[2 * h + 1] * scale[0]));
+          tk::stg32(c.p.workspace + Attn::kOut + frag_bytes(i.row, head * Attn::kValueDim + dim), act_bf16x2(o[2 * h] * scale[0], o[2 * h + 1] * scale[0]));
         }
       }
     }

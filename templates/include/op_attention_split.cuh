@@ -285,7 +285,7 @@ struct AttentionMerge {
         if (member >= kGroup || tile * 8 + 2 * (c.lane & 3) >= M::kValueDim) continue;
         float scale[1];
         M::merge(&top[h], &sum[h], M::kSink ? tk::ldg_nc_f32(c.image(r.aux) + (head * kGroup + member) * 4) : kNegInf, scale);
-        tk::stg32(c.p.workspace + M::kOut + frag_bytes(row, k), tk::cvt_bf16x2(o[2 * h] * scale[0], o[2 * h + 1] * scale[0]));
+        tk::stg32(c.p.workspace + M::kOut + frag_bytes(row, k), act_bf16x2(o[2 * h] * scale[0], o[2 * h + 1] * scale[0]));
       }
     }
     c.arrive(M::kCounter);

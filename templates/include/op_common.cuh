@@ -37,6 +37,10 @@ constexpr int kSelections = kRows * 8;    // of all rows: top-8 at most
 constexpr int kMaxActive = kSelections;   // distinct experts of a step
 constexpr int kMaxStarts = 16;   // splits of a down projection + 1 at most
 constexpr u32 kImageUnit = 256;  // image offsets in the op table count these bytes
+
+// Activations wait in fragment order, as bf16 times 2^96 (exact): weight codes enter the MMA as bf16 fields that are 2^-120
+// or 2^-126 too small (mma_formats.cuh), and so every sum of products is an ordinary float32 number. Values below 2^31 fit.
+constexpr float kActFactor = 0x1p96f, kActRest = 0x1p-96f;
 constexpr float kNegInf = -__builtin_huge_valf();
 
 enum class Role { kLoader, kStore, kActivations, kConsumer };
@@ -54,7 +58,7 @@ struct OpRow {
   u32 present;
   u32 layer;
   u32 weights;  // image offset, kImageUnit bytes
-  u32 norm;     // image offset of the norm weights
+  u32 norm;     // image offset of the norm weights that y takes (ops that write the residual)
   u32 aux;      // image offset: rope table, router bias, or attention sink
   u32 kv;       // KV cache offset of the layer, kImageUnit bytes
   u32 n_waits;
@@ -90,6 +94,8 @@ TK_FN u32 frag_step(u32 step, u32 row_tile) { return kRowTiles == 1 ? step : (st
 TK_FN u32 frag_bytes(u32 n, u32 k) {
   return ((frag_step(k >> 4, n >> 3) * 32 + (n & 7) * 4 + ((k & 7) >> 1)) * 4 + ((k & 15) >> 3) * 2 + (k & 1)) * 2;
 }
+// Two neighbouring elements as an activation keeps them.
+TK_FN u32 act_bf16x2(float a, float b) { return tk::cvt_bf16x2(a * kActFactor, b * kActFactor); }
 // The same element of an f32 partial: 4 bytes per element.
 TK_FN u32 frag_f32_bytes(u32 n, u32 k) { return frag_bytes(n, k) * 2; }
 

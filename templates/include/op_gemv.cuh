@@ -2,17 +2,18 @@
 // of mma.m16n8k16. All four warp roles of the op, side by side:
 //
 //   loader        weight blocks -> weight ring            never waits for activations (experts: waits for the routing)
-//   activations   x (normalised) or a stored fragment -> activation ring, one K chunk at a time
+//   activations   stored fragments -> activation ring, bulk copies; what the CTA's tasks share is loaded once
 //   consumers     each warp multiplies whole blocks: kWarpsK warps share the K blocks of a chunk, the others its tiles
-//   store         sums the warps' partials in warp order, runs the op's epilogue, signals once per (CTA, op)
+//   store         sums the warps' partials in warp order, scales them by 1 / rms of the row behind a norm, runs the op's
+//                 epilogue, signals once per (CTA, op)
 //
-// A task is a group of up to kGroup neighbouring m16 tiles that share their activations. A stage of the weight ring holds one
-// chunk of a task: kSlots experts x kGroup tiles x kChunk blocks, in this order. A chunk's activations of all row tiles fill
-// one slot of the activation ring, so more rows mean shorter chunks; partial tiles go to the store warp one row tile at a
-// time. Which warp multiplies which block depends on kWarpsK alone, hence the bits of a row do not depend on the number of
-// rows. Op (emitted) gives the shapes:
-//   kFormat kTiles kBlocks kSplits kChunk kGroup kSlots kWarpsK kRotation kCounter kOver kSource kSourceOffset kSumSq
-//   kHidden kEps
+// A task is a group of up to kGroup neighbouring m16 tiles. A stage of the weight ring holds one chunk of a task: kSlots
+// experts x kGroup tiles x kChunk blocks, in this order. An activation slot holds kActChunk blocks of all row tiles, a
+// multiple of kChunk, so more rows mean shorter chunks; partial tiles go to the store warp one row tile at a time. Which warp
+// multiplies which block depends on kWarpsK alone, hence the bits of a row do not depend on the number of rows.
+// Op (emitted) gives the shapes:
+//   kFormat kTiles kBlocks kSplits kChunk kActChunk kGroup kSlots kWarpsK kRotation kCounter kOver kSource kSourceOffset
+//   kSumSq kHidden kEps
 #pragma once
 #include "mma_formats.cuh"
 
@@ -26,10 +27,12 @@ struct Task {
   u32 slot;  // place in the active-expert list (kExpertsUp)
 };
 
-// One chunk of a task: blocks [kb, kb + nb) of `slots` experts, from place `slot` of the active list on.
+// One chunk of a task: blocks [kb, kb + nb) of `slots` experts, from place `slot` of the active list on. `left`: blocks of
+// this matrix row from kb to the end of the task; `into`: blocks of its activation slot before kb.
 struct Chunk {
   u32 slot, slots;
   u32 kb, nb;
+  u32 left, into;
 };
 
 template <class C, class Op>
@@ -53,14 +56,19 @@ struct Gemv {
   static constexpr bool kWholeChunks = kSplitBlocks % Op::kChunk == 0 && (kTurn > 1 || Op::kChunk % Op::kWarpsK == 0) && (kDown || kSplitBlocks * Op::kSplits == Op::kBlocks);
   // All of K in one chunk: an expert's tiles are one contiguous piece of the image.
   static constexpr bool kWholeK = Op::kChunk == Op::kBlocks;
-  // Both scaled formats want activations multiplied by 2^96, see mma_formats.cuh.
-  static constexpr bool kScaledActs = kFormat == Format::kFp8 || kFormat == Format::kMxfp4;
+  // Activations that all tasks of a split share stay in the ring while it has a slot for every chunk of them.
+  static constexpr bool kResident = !kDown && (kSplitBlocks + Op::kActChunk - 1) / Op::kActChunk <= C::kASlots;
+  // What the sums are still to be multiplied by, see mma_formats.cuh.
+  static constexpr float kRest = kFormat == Format::kFp8 || kFormat == Format::kMxfp4 ? 1.0f : kActRest;
+
+  static constexpr u32 kNone = 0xffffffffu;
 
   static_assert(C::kConsumerWarps % Op::kWarpsK == 0, "the warps that share K divide the consumers");
   static_assert(kTurn == 1 || Op::kWarpsK % Op::kChunk == 0, "short chunks are dealt to the warps in turns");
   static_assert(Op::kSlots == 1 || (kDown && kWholeK), "only whole experts share a chunk");
   static_assert(Op::kSlots * kSlotStride <= C::kWStageBytes, "a weight stage holds one chunk of a group");
-  static_assert(Op::kSlots * Op::kChunk * kActBlock <= C::kASlotBytes, "an activation slot holds one chunk");
+  static_assert(Op::kActChunk % Op::kChunk == 0 && (!kDown || Op::kActChunk == Op::kChunk), "chunks do not cross activation slots");
+  static_assert(Op::kSlots * Op::kActChunk * kActBlock <= C::kASlotBytes, "an activation slot holds kActChunk blocks");
   static_assert(Op::kWarpsK * Op::kGroup * 512 <= C::kXSlotBytes, "an exchange slot holds all partial tiles of a row tile");
 
   static TK_FN u32 n_active(const Cx& c) { return tk::lds32(c.route()); }
@@ -86,16 +94,16 @@ struct Gemv {
       TILECC_ROLLED
       for (u32 slot = tk::lds32(c.route() + Cx::S::kRouteStarts + 4 * t.split); slot < end; slot += Op::kSlots) {
         if constexpr (kWholeK) {
-          body(Chunk{slot, min_u32(Op::kSlots, end - slot), 0, Op::kBlocks});
+          body(Chunk{slot, min_u32(Op::kSlots, end - slot), 0, Op::kBlocks, Op::kBlocks, 0});
         } else {
           TILECC_ROLLED
-          for (u32 kb = 0; kb < Op::kBlocks; kb += Op::kChunk) body(Chunk{slot, 1, kb, min_u32(Op::kChunk, Op::kBlocks - kb)});
+          for (u32 kb = 0; kb < Op::kBlocks; kb += Op::kChunk) body(Chunk{slot, 1, kb, min_u32(Op::kChunk, Op::kBlocks - kb), Op::kBlocks - kb, 0});
         }
       }
     } else {
       const u32 lo = t.split * kSplitBlocks, hi = min_u32(lo + kSplitBlocks, Op::kBlocks);
       TILECC_ROLLED
-      for (u32 kb = lo; kb < hi; kb += Op::kChunk) body(Chunk{t.slot, 1, kb, min_u32(Op::kChunk, hi - kb)});
+      for (u32 kb = lo; kb < hi; kb += Op::kChunk) body(Chunk{t.slot, 1, kb, min_u32(Op::kChunk, hi - kb), hi - kb, (kb - lo) % Op::kActChunk});
     }
   }
   static TK_FN u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
@@ -131,29 +139,30 @@ struct Gemv {
     if constexpr (kDown) tk::mbar_arrive(c.r_empty());
   }
 
-  // ---- activations: C::kActWarps warps ------------------------------------------------------------------------------
+  // ---- activations: one warp copies, the others only count -----------------------------------------------------------
   static TK_FN void activations(Cx& c, const OpRow& r) {
     const u32 n = n_tasks(c);
     u32 q = first_task(c, Op::kRotation);
     if (q < n) {
       c.wait_inputs(r);
-      float rstd[kOwnTiles] = {};
-      if constexpr (Op::kSource == Source::kNorm) row_rstd(c, rstd);
+      u32 loaded = kNone;
       TILECC_ROLLED
       for (; q < n; q += c.ncta) {
         const Task t = task(q);
+        if (kResident && t.split == loaded) continue;
+        loaded = t.split;
         c.watch.item = q;
         for_each_chunk(c, t, [&](const Chunk& k) {
+          if (k.into != 0) return;
+          const uint8_t* from = c.p.workspace + Op::kSourceOffset + (static_cast<u64>(kDown ? k.slot : 0) * Op::kBlocks + k.kb) * kActBlock;
           tk::mbar_wait(c.a_empty(c.a.slot), c.a.phase ^ 1, c.watch);
-          if constexpr (Op::kSource == Source::kNorm) {
-            normalise(c, r, rstd, k);
+          tk::syncwarp();  // no lane may still wait for this phase when lane 0 arrives, or it could miss a whole lap
+          if (c.warp == 0) {
+            const u32 bytes = k.slots * min_u32(k.left, Op::kActChunk) * kActBlock;
+            tk::mbar_arrive_expect_tx(c.a_full(c.a.slot), bytes);
+            tk::bulk_g2s(c.act(c.a.slot), from, bytes, c.a_full(c.a.slot));
           } else {
-            const uint8_t* from = c.p.workspace + Op::kSourceOffset + (static_cast<u64>(kUp || kDown ? k.slot : 0) * Op::kBlocks + k.kb) * kActBlock;
-            if constexpr (kScaledActs) {
-              scale(c, from, k.slots * k.nb);
-            } else {
-              copy(c, from, k.slots * k.nb * kActBlock);
-            }
+            tk::mbar_arrive(c.a_full(c.a.slot));
           }
           c.a.template advance<C::kASlots>();
         });
@@ -163,90 +172,6 @@ struct Gemv {
       tk::syncwarp();
       tk::mbar_arrive(c.r_empty());
     }
-  }
-
-  static TK_FN void copy(Cx& c, const uint8_t* from, u32 bytes) {
-    tk::fence_proxy_async();
-    tk::syncwarp();  // no lane may still wait for this phase when lane 0 arrives, or it could miss a whole lap
-    if (c.warp == 0) {
-      tk::mbar_arrive_expect_tx(c.a_full(c.a.slot), bytes);
-      tk::bulk_g2s(c.act(c.a.slot), from, bytes, c.a_full(c.a.slot));
-    } else {
-      tk::mbar_arrive(c.a_full(c.a.slot));
-    }
-  }
-
-  // The stored fragment times 2^96, through registers: 512 bytes per warp and turn, kBatch turns in flight.
-  static TK_FN void scale(Cx& c, const uint8_t* from, u32 blocks) {
-    constexpr u32 kBatch = 4 / C::kActWarps > 0 ? 4 / C::kActWarps : 1, kTurn = C::kActWarps * kBatch;
-    static_assert(4 % C::kActWarps == 0, "a block is four turns");
-    TILECC_ROLLED
-    for (u32 s = c.warp; s < blocks * 4 * kRowTiles; s += kTurn) {
-      tk::u32x4 v[kBatch];
-      TK_UNROLL
-      for (u32 j = 0; j < kBatch; ++j) v[j] = tk::ldg128(from + (s + j * C::kActWarps) * 512 + c.lane * 16);
-      TK_UNROLL
-      for (u32 j = 0; j < kBatch; ++j) {
-        const tk::u32x4 y = {tk::bf16x2_mul(v[j].x, kActFactorBf16x2), tk::bf16x2_mul(v[j].y, kActFactorBf16x2),
-                             tk::bf16x2_mul(v[j].z, kActFactorBf16x2), tk::bf16x2_mul(v[j].w, kActFactorBf16x2)};
-        tk::sts128(c.act(c.a.slot) + (s + j * C::kActWarps) * 512 + c.lane * 16, y);
-      }
-    }
-    tk::syncwarp();
-    tk::mbar_arrive(c.a_full(c.a.slot));
-  }
-
-  // One row tile: its k16 steps are dealt over the activation warps. More: the row tiles are.
-  static constexpr u32 kStepWarps = kRowTiles == 1 ? C::kActWarps : 1, kTileWarps = C::kActWarps / kStepWarps;
-  static constexpr u32 kOwnTiles = kRowTiles / kTileWarps;
-  static_assert(kRowTiles % kTileWarps == 0, "every activation warp has as many row tiles");
-
-  // 1 / rms of row lane / 4 of this warp's row tiles, from the partial sums of squares that the reduce op left: lane t adds
-  // every fourth partial, then the four lanes of a row add theirs in a fixed tree.
-  static TK_FN void row_rstd(const Cx& c, float (&rstd)[kOwnTiles]) {
-    const u32 g = c.lane >> 2, t = c.lane & 3;
-    TK_UNROLL
-    for (u32 i = 0; i < kOwnTiles; ++i) {
-      const u32 row = row_tile(c, i) * 8 + g;
-      float sum = 0.f;
-      TILECC_ROLLED
-      for (u32 u = t; u < (Op::kHidden + 63) / 64; u += 4) sum += tk::ldg_f32(c.p.workspace + Op::kSumSq + (u * kRows + row) * 4);
-      sum += tk::shfl_xor(sum, 1);
-      sum += tk::shfl_xor(sum, 2);
-      rstd[i] = norm_rstd(sum, 1.0f / static_cast<float>(Op::kHidden), Op::kEps);
-      if constexpr (kScaledActs) rstd[i] *= kActFactor;  // a power of two: it commutes with every rounding that follows
-    }
-  }
-  static TK_FN u32 row_tile(const Cx& c, u32 i) { return kRowTiles == 1 ? 0 : i * kTileWarps + c.warp; }
-
-  // The loads of a batch are in flight together.
-  static TK_FN void normalise(Cx& c, const OpRow& r, const float (&rstd)[kOwnTiles], const Chunk& k) {
-    const uint8_t* x = c.p.workspace + Op::kSourceOffset + k.kb * kActBlock;
-    const uint8_t* norm = c.image(r.norm) + k.kb * 256;
-    const u32 t = c.lane & 3, steps = k.nb * 8;
-    constexpr u32 kBatch = 8;
-    TILECC_ROLLED
-    for (u32 s0 = kStepWarps == 1 ? 0 : c.warp; s0 < steps; s0 += kBatch * kStepWarps) {
-      TK_UNROLL
-      for (u32 i = 0; i < kOwnTiles; ++i) {
-        tk::u32x2 v[kBatch], w[kBatch];
-        TK_UNROLL
-        for (u32 j = 0; j < kBatch; ++j) {
-          const u32 s = s0 + j * kStepWarps;
-          if (s < steps) v[j] = tk::ldg64(x + frag_step(s, row_tile(c, i)) * 256 + c.lane * 8), w[j] = tk::ldg_nc64(norm + s * 32 + t * 8);
-        }
-        TK_UNROLL
-        for (u32 j = 0; j < kBatch; ++j) {
-          const u32 s = s0 + j * kStepWarps;
-          if (s >= steps) continue;
-          const float y0 = norm_apply(tk::bf_lo(v[j].x), rstd[i], tk::bf_lo(w[j].x)), y1 = norm_apply(tk::bf_hi(v[j].x), rstd[i], tk::bf_hi(w[j].x));
-          const float y2 = norm_apply(tk::bf_lo(v[j].y), rstd[i], tk::bf_lo(w[j].y)), y3 = norm_apply(tk::bf_hi(v[j].y), rstd[i], tk::bf_hi(w[j].y));
-          tk::sts64(c.act(c.a.slot) + frag_step(s, row_tile(c, i)) * 256 + c.lane * 8, tk::u32x2{tk::cvt_bf16x2(y0, y1), tk::cvt_bf16x2(y2, y3)});
-        }
-      }
-    }
-    tk::syncwarp();
-    tk::mbar_arrive(c.a_full(c.a.slot));
   }
 
   // ---- consumers: C::kConsumerWarps warps ---------------------------------------------------------------------------
@@ -260,20 +185,25 @@ struct Gemv {
     BlockAt lane = {mine + c.lane * 16, mine + c.lane / 4 * 8, block * kActBlock + c.lane * 8};
     // Kept in registers: left to itself the compiler computes them again for every chunk.
     tk::opaque(lane.codes), tk::opaque(lane.scales), tk::opaque(lane.acts);
+    Ring shared = c.a;  // where the activations of this split begin
+    bool fresh = true;  // they are not known to have landed
     TILECC_ROLLED
     for (u32 q = first_task(c, Op::kRotation); q < n; q += c.ncta) {
       const Task t = task(q);
+      // The last task that reads them gives the slots back, chunk by chunk.
+      const bool last = !kResident || q + c.ncta >= n || task(q + c.ncta).split != t.split;
+      if constexpr (kResident) c.a = shared;
       const u32 tiles = tile < t.n_tiles ? min_u32(t.n_tiles - tile, kWarpTiles) : 0;
       c.watch.item = q;
       Acc total, acc;
       clear(total);
       clear(acc);
       for_each_chunk(c, t, [&](const Chunk& k) {
-        tk::mbar_wait(c.a_full(c.a.slot), c.a.phase, c.watch);
+        if (fresh && k.into == 0) tk::mbar_wait(c.a_full(c.a.slot), c.a.phase, c.watch);
         tk::mbar_wait(c.w_full(c.w.slot), c.w.phase, c.watch);
         if (kWholeTiles || tiles != 0) {
           const smem_t stage = c.stage(c.w.slot);
-          const BlockAt at = {stage + lane.codes, stage + lane.scales, c.act(c.a.slot) + lane.acts};
+          const BlockAt at = {stage + lane.codes, stage + lane.scales, c.act(c.a.slot) + k.into * kActBlock + lane.acts};
           TK_UNROLL
           for (u32 j = 0; j < Op::kSlots; ++j) {
             if (Op::kSlots > 1 && j >= k.slots) break;
@@ -289,11 +219,15 @@ struct Gemv {
           }
         }
         tk::syncwarp();
-        tk::mbar_arrive(c.a_empty(c.a.slot));
         tk::mbar_arrive(c.w_empty(c.w.slot));
-        c.a.template advance<C::kASlots>();
         c.w.template advance<C::kWStages>();
+        if (k.nb == k.left || k.into + k.nb == Op::kActChunk) {
+          if (last) tk::mbar_arrive(c.a_empty(c.a.slot));
+          c.a.template advance<C::kASlots>();
+        }
       });
+      if (last) shared = c.a;
+      fresh = last;
       TK_UNROLL
       for (u32 i = 0; i < kRowTiles; ++i) {
         if (i >= c.row_tiles()) break;
@@ -356,13 +290,53 @@ struct Gemv {
     }
   }
 
+  // What the sums of rows 2t, 2t + 1 (t = lane % 4) of each row tile are multiplied by: behind a norm 1 / rms of the row,
+  // from the partial sums of squares that the op which wrote y left. Two lanes have a unit of 64 columns, four rows each; every
+  // lane adds each 16th unit, then a fixed tree adds the lanes.
+  static TK_FN void row_factors(const Cx& c, float (&f)[kRowTiles][2]) {
+    TK_UNROLL
+    for (u32 i = 0; i < kRowTiles; ++i) {
+      f[i][0] = f[i][1] = kRest;
+      if constexpr (Op::kSource == Source::kNorm) {
+        constexpr u32 kUnits = (Op::kHidden + 63) / 64, kBatch = 6;
+        const uint8_t* sums = c.p.workspace + Op::kSumSq + (i * 8 + (c.lane & 1) * 4) * 4;
+        float s[4] = {0.f, 0.f, 0.f, 0.f};
+        TILECC_ROLLED
+        for (u32 u = c.lane / 2; u < kUnits; u += 16 * kBatch) {
+          tk::u32x4 v[kBatch];
+          TK_UNROLL
+          for (u32 j = 0; j < kBatch; ++j) v[j] = u + 16 * j < kUnits ? tk::ldg128(sums + (u + 16 * j) * kRows * 4) : tk::u32x4{0, 0, 0, 0};
+          TK_UNROLL
+          for (u32 j = 0; j < kBatch; ++j) s[0] += tk::u2f(v[j].x), s[1] += tk::u2f(v[j].y), s[2] += tk::u2f(v[j].z), s[3] += tk::u2f(v[j].w);
+        }
+        TK_UNROLL
+        for (int m = 2; m < 32; m *= 2) {
+          TK_UNROLL
+          for (int j = 0; j < 4; ++j) s[j] += tk::shfl_xor(s[j], m);
+        }
+        // Lane 0 has rows 0-3 of the row tile, lane 1 rows 4-7.
+        const u32 from = (c.lane & 3) / 2;
+        const float low[2] = {tk::shfl_idx(s[0], from), tk::shfl_idx(s[1], from)};
+        const float high[2] = {tk::shfl_idx(s[2], from), tk::shfl_idx(s[3], from)};
+        TK_UNROLL
+        for (int j = 0; j < 2; ++j) f[i][j] = norm_rstd((c.lane & 1) != 0 ? high[j] : low[j], 1.0f / static_cast<float>(Op::kHidden), Op::kEps) * kRest;
+      }
+    }
+  }
+
   // ---- store: one warp ----------------------------------------------------------------------------------------------
   static TK_FN void store(Cx& c, const OpRow& r) {
     typename Op::Epilogue epilogue;
     epilogue.begin(c, r);
     const u32 n = n_tasks(c);
     u32 q = first_task(c, Op::kRotation);
-    c.wait_idle(r, q, n);
+    if constexpr (Op::kSource == Source::kNorm) {
+      c.wait_inputs(r);
+    } else {
+      c.wait_idle(r, q, n);
+    }
+    float factors[kRowTiles][2];
+    row_factors(c, factors);
     TILECC_ROLLED
     for (; q < n; q += c.ncta) {
       const Task t = task(q);
@@ -378,6 +352,12 @@ struct Gemv {
             const tk::u32x4 p = tk::lds128(c.exchange(c.x.slot) + partial_at(w, m) + c.lane * 16);
             v[0] += tk::u2f(p.x), v[1] += tk::u2f(p.y), v[2] += tk::u2f(p.z), v[3] += tk::u2f(p.w);
           }
+          float f[2] = {factors[0][0], factors[0][1]};
+          TK_UNROLL
+          for (u32 j = 1; j < kRowTiles; ++j) {
+            if (j == i) f[0] = factors[j][0], f[1] = factors[j][1];
+          }
+          v[0] *= f[0], v[1] *= f[1], v[2] *= f[0], v[3] *= f[1];
           epilogue.tile(c, r, t, t.tile0 + m, i, v);
         }
         tk::syncwarp();

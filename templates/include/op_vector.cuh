@@ -24,7 +24,21 @@ TK_FN void put_sum_of_squares(const Cx& c, u64 offset, u32 unit, u32 row, float 
   if ((c.lane & 3) == 0) tk::stg_f32(c.p.workspace + offset + (unit * kRows + row) * 4, s);
 }
 
-// x = E[token], rows that the step does not use are zero. E (emitted): kX kSumSq kColumns (padded) kUnits kRotation kCounter
+// The new residual x of k16 step `step`: x itself, y = round(x * w) * 2^96 for the projections behind the norm w, and the
+// squares. 1 / rms of the row multiplies what the projections make of y: nobody waits for it before multiplying.
+template <class R, class Cx>
+TK_FN float put_residual(const Cx& c, const OpRow& r, u32 step, u32 row_tile, const tk::u32x2& x) {
+  const tk::u32x2 w = tk::ldg_nc64(c.image(r.norm) + step * 32 + (c.lane & 3) * 8);
+  const float y0 = norm_apply(tk::bf_lo(x.x), kActFactor, tk::bf_lo(w.x)), y1 = norm_apply(tk::bf_hi(x.x), kActFactor, tk::bf_hi(w.x));
+  const float y2 = norm_apply(tk::bf_lo(x.y), kActFactor, tk::bf_lo(w.y)), y3 = norm_apply(tk::bf_hi(x.y), kActFactor, tk::bf_hi(w.y));
+  const u32 at = (frag_step(step, row_tile) * 32 + c.lane) * 8;
+  tk::stg64(c.p.workspace + R::kX + at, x);
+  tk::stg64(c.p.workspace + R::kY + at, tk::u32x2{tk::cvt_bf16x2(y0, y1), tk::cvt_bf16x2(y2, y3)});
+  return sum_of_squares(x);
+}
+
+// x = E[token], rows that the step does not use are zero. E (emitted): kX kY kSumSq kColumns (padded) kUnits kRotation
+// kCounter
 template <class C, class E>
 struct Embed : VectorOp<C> {
   static TK_FN void store(Ctx<C>& c, const OpRow& r) {
@@ -50,8 +64,7 @@ struct Embed : VectorOp<C> {
         const u32 step = unit * 4 + j;
         tk::u32x2 v = {0, 0};
         if (g < c.n_rows) v = tk::ldg_nc64(row + step * 32 + t * 8);
-        tk::stg64(c.p.workspace + E::kX + (frag_step(step, tile) * 32 + c.lane) * 8, v);
-        s += sum_of_squares(v);
+        s += put_residual<E>(c, r, step, tile, v);
       }
       put_sum_of_squares(c, E::kSumSq, unit, g, s);
     }
@@ -59,8 +72,8 @@ struct Embed : VectorOp<C> {
   }
 };
 
-// x = round(x + sum of the partials in split order), and the partial sums of squares for the next norm.
-// R (emitted): kX kSumSq kPartials kSplits kColumns kUnits kRotation kCounter
+// x = round(x + sum of the partials in split order), and what the next norm needs of it.
+// R (emitted): kX kY kSumSq kPartials kSplits kColumns kUnits kRotation kCounter
 template <class C, class R>
 struct Reduce : VectorOp<C> {
   static TK_FN void store(Ctx<C>& c, const OpRow& r) {
@@ -78,11 +91,9 @@ struct Reduce : VectorOp<C> {
           const tk::u32x4 p = tk::ldg128(c.p.workspace + R::kPartials + static_cast<u64>(i) * R::kColumns * kRows * 4 + at_lane * 16);
           y[0] += tk::u2f(p.x), y[1] += tk::u2f(p.y), y[2] += tk::u2f(p.z), y[3] += tk::u2f(p.w);
         }
-        uint8_t* at = c.p.workspace + R::kX + at_lane * 8;
-        const tk::u32x2 x = tk::ldg64(at);
+        const tk::u32x2 x = tk::ldg64(c.p.workspace + R::kX + at_lane * 8);
         const tk::u32x2 v = {tk::cvt_bf16x2(tk::bf_lo(x.x) + y[0], tk::bf_hi(x.x) + y[1]), tk::cvt_bf16x2(tk::bf_lo(x.y) + y[2], tk::bf_hi(x.y) + y[3])};
-        tk::stg64(at, v);
-        s += sum_of_squares(v);
+        s += put_residual<R>(c, r, unit * 4 + j, tile, v);
       }
       put_sum_of_squares(c, R::kSumSq, unit, tile * 8 + (c.lane >> 2), s);
     }

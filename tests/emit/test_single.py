@@ -11,7 +11,7 @@ from tests.ops.one_op import BF16, F64, Built, build, norm_inputs, normalised
 from tilecc.diag import InternalError, TileccError
 from tilecc.emit.single import SingleOp, one_op_package
 from tilecc.runtime.devices.emu_lib import DETECT_ALL
-from tilecc.runtime.fragments import from_fragments, to_fragments
+from tilecc.runtime.fragments import from_activations, from_fragments, to_activations, to_fragments
 
 ROWS, COLS = 48, 256
 
@@ -45,7 +45,7 @@ def test_fragment_order_is_that_of_the_device_header() -> None:
 def test_a_projection_of_each_format(tmp_path: Path, format: str) -> None:
     built = build(tmp_path / "p", SingleOp("project", format, ROWS, COLS, layers=2))
     x = inputs(built)
-    result = built.emulator(detect=DETECT_ALL).run({"hidden": to_fragments(x)}, steps=2)
+    result = built.emulator(detect=DETECT_ALL).run({"hidden": to_activations(x)}, steps=2)
     got = result.partials(built.constant("Project", "tile_splits"), ROWS)
     close(got, x.astype(np.float64), built.weights["layers.1.w.weight"])
     other = x.astype(np.float64) @ built.weights["layers.0.w.weight"].T
@@ -57,7 +57,9 @@ def test_head_and_router_write_logits(tmp_path: Path) -> None:
         built = build(tmp_path / kind, SingleOp(kind, "bf16", ROWS, COLS))
         x = inputs(built)
         y = normalised(x, built.norm)
-        result = built.emulator(detect=DETECT_ALL).run(norm_inputs(x, COLS), logits=kind == "head")
+        result = built.emulator(detect=DETECT_ALL).run(
+            norm_inputs(x, COLS, built.norm), logits=kind == "head"
+        )
         if kind == "head":
             assert result.logits is not None
             got = result.logits[0]
@@ -74,8 +76,8 @@ def test_gate_up_leaves_the_hidden_vector(tmp_path: Path) -> None:
     built = build(tmp_path / "p", SingleOp("gate_up", "mxfp4", ROWS, COLS))
     x = inputs(built)
     y = normalised(x, built.norm)
-    result = built.emulator(detect=DETECT_ALL).run(norm_inputs(x, COLS))
-    got = from_fragments(result.regions["hidden"].view(BF16), ROWS // 2).astype(np.float64)
+    result = built.emulator(detect=DETECT_ALL).run(norm_inputs(x, COLS, built.norm))
+    got = from_activations(result.regions["hidden"].view(BF16), ROWS // 2).astype(np.float64)
     gate, up = (y @ built.weights[f"layers.0.w.{n}.weight"].T for n in ("gate", "up"))
     want = silu_mul(gate, up)
     # One bf16 rounding of the result, and one ulp of an input may flip.
@@ -88,7 +90,7 @@ def test_experts_route_and_sum(tmp_path: Path) -> None:
     x = inputs(built)
     logits = built.rng.standard_normal((8, 32)).astype(np.float32)
     kernel = built.emulator(detect=DETECT_ALL)
-    result = kernel.run({**norm_inputs(x, COLS), "router_logits": logits}, steps=2)
+    result = kernel.run({**norm_inputs(x, COLS, built.norm), "router_logits": logits}, steps=2)
     chosen = result.regions["routes"].view(np.uint32).reshape(1, 8, k)[0]
     y = normalised(x, built.norm)
     want = np.zeros((8, COLS))

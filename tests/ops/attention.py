@@ -21,7 +21,7 @@ from tilecc.ir.tile import Space, TileGraph, TileOp, Weight
 from tilecc.passes.context import PassContext
 from tilecc.runtime.abi import Row
 from tilecc.runtime.bare import BareKernel, BareResult
-from tilecc.runtime.fragments import from_fragments
+from tilecc.runtime.fragments import from_activations
 from tilecc.target import find_target
 from tilecc.weights.image import build_image
 
@@ -255,7 +255,7 @@ def launch(kernel: BareKernel, built: Built, case: Case, steps: int = 1) -> Bare
 def attend(kernel: BareKernel, built: Built, case: Case, steps: int = 1) -> NDArray[Any]:
     """o bf16 [T, H * Dv] of the last step."""
     s, result = case.shape, launch(kernel, built, case, steps)
-    return from_fragments(result.regions["attention"].view(BF16), s.heads * s.v_dim)[: len(case.places)]
+    return from_activations(result.regions["attention"].view(BF16), s.heads * s.v_dim)[: len(case.places)]
 
 
 # -------------------------------------------------------------------------------------------- reference

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tests.ops.one_op import BF16, F64, Built, norm_inputs
 from tilecc.emit.single import SingleOp
 from tilecc.runtime.bare import BareResult
-from tilecc.runtime.fragments import from_fragments, to_fragments
+from tilecc.runtime.fragments import from_activations, from_fragments, to_activations
 
 EPS = 1e-5
 
@@ -24,10 +24,10 @@ class Inputs:
     x: NDArray[Any]
     logits: NDArray[Any] | None = None
 
-    def regions(self, op: SingleOp) -> dict[str, NDArray[Any]]:
+    def regions(self, op: SingleOp, norm: F64) -> dict[str, NDArray[Any]]:
         if op.kind == "project":
-            return {"hidden": to_fragments(self.x, op.max_rows)}
-        regions = norm_inputs(self.x, op.cols, op.max_rows)
+            return {"hidden": to_activations(self.x, op.max_rows)}
+        regions = norm_inputs(self.x, op.cols, norm, op.max_rows)
         if self.logits is not None:
             pitched = np.zeros((op.max_rows, -(-op.experts // 32) * 32), np.float32)
             pitched[: len(self.logits), : op.experts] = self.logits
@@ -68,7 +68,7 @@ def outcome(built: Built, op: SingleOp, result: BareResult) -> NDArray[Any]:
         flat = result.regions["partials"].view(np.float32)[: splits * padded * rows].reshape(splits, -1)
         return from_fragments(flat, cols, rows).transpose(1, 0, 2)
     if op.kind == "gate_up":
-        return from_fragments(result.regions["hidden"].view(BF16), op.rows // 2, rows)
+        return from_activations(result.regions["hidden"].view(BF16), op.rows // 2, rows)
     if op.kind == "head":
         assert result.logits is not None
         return result.logits[-1]
@@ -99,8 +99,7 @@ class Reference:
 class Activations:
     """What reaches the products, float64 [rows, K], and how far each element may be from it.
 
-    Behind a norm the kernel's 1 / rms differs from ours by a few units of 2^-24. Where that reaches a
-    rounding boundary of bf16 an element may come out as its neighbour; everywhere else it is the same.
+    Behind a norm the kernel's 1 / rms, which multiplies the sums, differs from ours by a few units of 2^-24.
     """
 
     y: F64
@@ -111,12 +110,9 @@ def activations(op: SingleOp, x: NDArray[Any], norm: F64) -> Activations:
     wide = x.astype(np.float64)
     if op.kind == "project":
         return Activations(wide, np.zeros_like(wide))
-    wide = wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + op.eps) * norm
-
-    def rounded(factor: float) -> F64:
-        return (wide * factor).astype(np.float32).astype(BF16).astype(np.float64)
-
-    return Activations(rounded(1.0), np.abs(rounded(1 + 2.0**-20) - rounded(1 - 2.0**-20)))
+    y = (wide * norm).astype(np.float32).astype(BF16).astype(np.float64)
+    y /= np.sqrt((wide**2).mean(axis=1, keepdims=True) + op.eps)
+    return Activations(y, 2.0**-21 * np.abs(y))
 
 
 def product(a: Activations, w: F64) -> Reference:
@@ -160,7 +156,7 @@ def check_experts(built: Built, op: SingleOp, inputs: Inputs, result: BareResult
     chosen = result.regions["routes"].view(np.uint32).reshape(-1, rows, op.k)[op.layers - 1]
     active = sorted({int(e) for e in chosen.flat})
     flat = result.regions["expert_hidden"].view(BF16).reshape(-1, -(-width // 128) * 128 * rows)
-    hidden = from_fragments(flat, width, rows)
+    hidden = from_activations(flat, width, rows)
     a, name = activations(op, inputs.x, built.norm), f"layers.{op.layers - 1}"
     want, bound, worst = np.zeros((rows, op.cols)), np.zeros((rows, op.cols)), 0.0
     sigma = 1 / (1 + np.exp(-inputs.logits.astype(np.float64)))

@@ -14,7 +14,7 @@ from tests.ops.device import ON_GPU, open_kernel, packaged
 from tilecc.emit.single import SingleOp, SinglePackage, one_op_package
 from tilecc.runtime.bare import BareKernel
 from tilecc.runtime.devices.emulator import EmulatorDevice
-from tilecc.runtime.fragments import to_fragments
+from tilecc.runtime.fragments import to_activations
 from tilecc.weights.image import TensorSource, build_image
 from tilecc.weights.synthetic import BF16, F64, Synthetic
 
@@ -27,7 +27,7 @@ SCHEDULES = [
 
 @dataclass
 class Built:
-    """A package of one op with random weights: `weights` by source name and `norm`, as float64."""
+    """A package of one op with random weights: `weights` by source name and the `norm` before it, float64."""
 
     package: SinglePackage
     image: NDArray[np.uint8]
@@ -48,12 +48,9 @@ def build(out: Path, op: SingleOp, seed: int = 0, like: SingleOp | None = None) 
     package = packaged(out, (op, like), lambda: one_op_package(out, op, like=like))
     rng = np.random.default_rng(seed)
     source, weights = Synthetic(rng), {}
-    norm = np.ones(0)
+    norm = rng.uniform(0.5, 1.5, op.cols).astype(BF16).astype(np.float64)
     for entry in package.manifest.image:
-        if entry.kind == "norm":
-            source.tensors[entry.sources[0]] = rng.uniform(0.5, 1.5, entry.cols).astype(BF16)
-            norm = source.tensors[entry.sources[0]].astype(np.float64)
-        elif entry.kind == "f32":
+        if entry.kind == "f32":
             source.tensors[entry.sources[0]] = rng.uniform(0.0, 0.1, entry.cols).astype(np.float32)
         else:
             rows = entry.rows // len(entry.sources)
@@ -94,21 +91,22 @@ def with_matrices(out: Path, op: SingleOp, tensors: Mapping[str, NDArray[Any]]) 
     """Compile the op with the given source tensors; its norm is 1."""
     package = packaged(out, (op, None), lambda: one_op_package(out, op))
     source = Synthetic(np.random.default_rng(0))
-    source.tensors = {"norm": np.ones(op.rows if op.kind == "project" else op.cols, BF16), **tensors}
+    source.tensors = dict(tensors)
     return Built(package, packed(package, source), {}, np.ones(op.cols), source.rng)
 
 
-def norm_inputs(x: NDArray[Any], hidden: int, max_rows: int = 8) -> dict[str, NDArray[Any]]:
-    """Regions of a norm prologue for x bf16 [up to max_rows, hidden]: x, and its sums of squares per 64
-    columns."""
+def norm_inputs(x: NDArray[Any], hidden: int, norm: F64, max_rows: int = 8) -> dict[str, NDArray[Any]]:
+    """What an op behind a norm reads, for x bf16 [up to max_rows, hidden]: round(x * norm), and the sums of
+    squares of x per 64 columns."""
     padded = np.zeros((max_rows, -(-hidden // 64) * 64))
     padded[: len(x), :hidden] = x.astype(np.float64)
     sums = (padded.reshape(max_rows, -1, 64) ** 2).sum(axis=2).astype(np.float32)
-    return {"x": to_fragments(x, max_rows), "sum_sq": np.ascontiguousarray(sums.T)}
+    y = (x.astype(np.float64) * norm).astype(np.float32).astype(BF16)
+    return {"y": to_activations(y, max_rows), "sum_sq": np.ascontiguousarray(sums.T)}
 
 
 def normalised(x: NDArray[Any], norm: F64, eps: float = 1e-5) -> F64:
-    """round_bf16(rms_norm(x)) * w as the prologue makes it, up to the order of its sums."""
-    y = x.astype(np.float64)
-    y = y / np.sqrt((y**2).mean(axis=1, keepdims=True) + eps) * norm
-    return y.astype(np.float32).astype(BF16).astype(np.float64)
+    """round_bf16(x * norm) / rms(x): rms_norm as a projection has it, which divides its sums by rms."""
+    wide = x.astype(np.float64)
+    y = (wide * norm).astype(np.float32).astype(BF16).astype(np.float64)
+    return y / np.sqrt((wide**2).mean(axis=1, keepdims=True) + eps)

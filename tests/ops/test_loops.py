@@ -43,7 +43,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 def run(built: Built, op: SingleOp, inputs: Inputs, rows: int | None = None, **options: Any) -> BareResult:
     kernel = built.emulator(**{"detect": DETECT_ALL, **options})
-    result = kernel.run(inputs.regions(op), rows=rows, logits=op.kind == "head")
+    result = kernel.run(inputs.regions(op, built.norm), rows=rows, logits=op.kind == "head")
     assert_clean(kernel)
     return result
 
@@ -126,7 +126,8 @@ def test_numerics_of_the_experts(make: Make, name: str) -> None:
 def whole_numbers(built: Built, op: SingleOp, rng: np.random.Generator) -> Built:
     """The same kernel with weights so small and so coarse that every sum is exact in any order: multiples of
     1/2 whose sums stay below 2^23. A gate's weights have the signs of `row_signs`, so the gate is large."""
-    tensors: dict[str, np.ndarray] = {"norm": rng.integers(1, 4, built.norm.size).astype(BF16)}
+    norm = rng.integers(1, 4, built.norm.size).astype(np.float64)
+    tensors: dict[str, np.ndarray] = {}
     weights: dict[str, np.ndarray] = {}
     for name, old in built.weights.items():
         if op.format == "mxfp4":
@@ -153,7 +154,6 @@ def whole_numbers(built: Built, op: SingleOp, rng: np.random.Generator) -> Built
         weights[name] = w
     source = Synthetic(rng)
     source.tensors = tensors
-    norm = tensors["norm"].astype(np.float64)
     return dataclasses.replace(built, image=packed(built.package, source), weights=weights, norm=norm)
 
 
@@ -166,11 +166,11 @@ def row_signs(op: SingleOp) -> np.ndarray:
 def test_sums_of_integers_are_exact(make: Make, name: str) -> None:
     """Each weight counts once, with its own activation, scale and norm weight: equality at the true columns.
 
-    Rows of +-1 have an rms of 1, up to eps, so the norm leaves the integers of its weights. A gate far above
-    zero is its own silu: one product, one rounding.
+    Rows of +-1 have an rms of 1, with an eps of 0, so the norm leaves the integers of its weights. A gate far
+    above zero is its own silu: one product, one rounding.
     """
     rows, like = PRO[name]
-    op, rng = dataclasses.replace(like, rows=rows), np.random.default_rng(3)
+    op, rng = dataclasses.replace(like, rows=rows, eps=0.0), np.random.default_rng(3)
     built = whole_numbers(make(op, like), op, rng)
     if op.kind == "project":
         x = rng.integers(-8, 9, (8, op.cols)).astype(BF16)

@@ -71,11 +71,10 @@ def qkv_package(out: Path, shape: Shape, format: str = "bf16", hidden: int = HID
     attrs = {"source": "norm", "eps": 1e-5, **heads, "rotary": ROTARY, "value_scale": VALUE_SCALE,
              "window": s.window, "kv": s.kv}  # fmt: skip
     weights = (
-        Weight("norm", "norm", "bf16", "-", ("norm",), 1, hidden),
         Weight("w", "matrix", format, "qkv", ("w",), rows, hidden, 0, {**heads, "rotary": ROTARY}),
         Weight("rope", "rope", "f32", "-", (), s.max_context, ROTARY // 2, 0, {"theta": THETA}),
     )
-    uses = {"norm": "norm", "matrix": "w", "aux": "rope"}
+    uses = {"matrix": "w", "aux": "rope"}
     ops = (
         TileOp("layers.0.qkv", "qkv", "qkv", 0, ("qkv",), attrs, uses, loc=Loc("one op", 1)),
         TileOp("commit", "commit", "commit", -1, ("commit",), loc=Loc("one op", 1)),
@@ -84,7 +83,7 @@ def qkv_package(out: Path, shape: Shape, format: str = "bf16", hidden: int = HID
     graph = TileGraph("qkv", s.target, s.max_context, s.max_seqs, 1, hidden, 1, ops, weights)
     package = packaged(out, ("qkv", shape, format, hidden), lambda: graph_package(out, graph, ctx))
     source = Synthetic(np.random.default_rng(5))
-    source.tensors["norm"] = source.rng.uniform(0.5, 1.5, hidden).astype(BF16)
+    norm = source.rng.uniform(0.5, 1.5, hidden).astype(BF16)
     w = source.rng.standard_normal((rows, hidden), np.float32) / 40
     if format == "bf16":
         source.tensors["w"] = w.astype(BF16)
@@ -93,9 +92,7 @@ def qkv_package(out: Path, shape: Shape, format: str = "bf16", hidden: int = HID
         source.tensors["w"], source.tensors["w_scale_inv"] = fp8_block_quantize(w)
         w = fp8_block_dequantize(source.tensors["w"], source.tensors["w_scale_inv"])
     blocks = int(package.program.op_class("Qkv").constants["tile_kv_blocks"])
-    return Projection(
-        package, s, packed(package, source), w.astype(np.float64), source.tensors["norm"], blocks
-    )
+    return Projection(package, s, packed(package, source), w.astype(np.float64), norm, blocks)
 
 
 def rope(x: np.ndarray, position: int) -> np.ndarray:
@@ -117,7 +114,9 @@ def test_rope_and_append_of_the_fused_projection(tmp_path: Path, kv: str, format
     places = [(0, 0), (15, 1), (16, 1), (8191, 2), (4000, 0), (4001, 0), (31, 2), (17, 1)]
     x = np.random.default_rng(6).standard_normal((8, HIDDEN)).astype(BF16)
     before = np.full(kernel.manifest.kv_bytes, 0x5A, np.uint8)
-    result = kernel.run(norm_inputs(x, HIDDEN), table=[[(0, p, s) for p, s in places]], kv=before)
+    result = kernel.run(
+        norm_inputs(x, HIDDEN, norm.astype(np.float64)), table=[[(0, p, s) for p, s in places]], kv=before
+    )
     assert_clean(kernel)
     q = query_values(result.regions["queries"], shape, 8)
     keys, values = cache_values(result.kv, shape, blocks)
@@ -147,7 +146,7 @@ def projected(projection: Projection, x: np.ndarray, places: list[Place], **opti
     """Bits of query, key and value of each row."""
     shape = projection.shape
     kernel = projection.emulator(**options)
-    regions = norm_inputs(x, projection.norm.size)
+    regions = norm_inputs(x, projection.norm.size, projection.norm.astype(np.float64))
     result = kernel.run(regions, table=[[(0, p, s) for p, s in places]])
     assert_clean(kernel)
     q = query_values(result.regions["queries"], shape, len(places))
@@ -258,7 +257,7 @@ def test_routing_of_384_experts(experts: Built, name: str) -> None:
     logits, bias = cases()[name]
     built = with_bias(experts, bias)
     x = np.random.default_rng(9).standard_normal((8, 128)).astype(BF16)
-    inputs = {**norm_inputs(x, 128), "router_logits": logits}
+    inputs = {**norm_inputs(x, 128, built.norm), "router_logits": logits}
     kernel = built.emulator(detect=DETECT_ALL)
     result = kernel.run(inputs)
     assert_clean(kernel)
@@ -273,7 +272,10 @@ def test_routing_of_384_experts(experts: Built, name: str) -> None:
         # A bf16 rounding of the hidden vector, and one ulp of an input may flip.
         assert np.abs(got - want).max() <= np.abs(want).max() * 2.0**-7 and np.abs(want).max() > 1
     # A row chooses the same alone.
-    one = {**norm_inputs(np.roll(x, -5, axis=0), 128), "router_logits": np.roll(logits, -5, axis=0)}
+    one = {
+        **norm_inputs(np.roll(x, -5, axis=0), 128, built.norm),
+        "router_logits": np.roll(logits, -5, axis=0),
+    }
     alone = built.emulator(detect=DETECT_ALL, grid=2).run(one, rows=1)
     assert (alone.regions["routes"].view(np.uint32)[:TOP] == chosen[5]).all()
 
@@ -299,12 +301,12 @@ def test_argmax_over_an_eighth_of_the_vocabulary(tmp_path: Path, grid: int) -> N
     w[50:60] = np.nan
     w[VOCAB - 3] = np.nan
     source = Synthetic(np.random.default_rng(0))
-    source.tensors = {"norm": built.norm.astype(BF16), "layers.0.w.weight": w}
+    source.tensors = {"layers.0.w.weight": w}
     assert entry.sources == ["layers.0.w.weight"]
     image = np.zeros(built.package.manifest.image_bytes, np.uint8)
     build_image(built.package.manifest, source, image)
     kernel = dataclasses.replace(built, image=image).emulator(grid=grid, detect=DETECT_ALL)
-    result = kernel.run(norm_inputs(x, 128), logits=True)
+    result = kernel.run(norm_inputs(x, 128, built.norm), logits=True)
     assert_clean(kernel)
     assert result.logits is not None
     got = result.logits[0]

@@ -59,7 +59,7 @@ def test_attributes_and_weights() -> None:
     net = Net(formats={"e_gate": "mxfp4", "e_up": "mxfp4", "router": "f32"})
     tiles = fused(net.graph())
     qkv, attention = tiles.op("layers.1.qkv"), tiles.op("layers.1.attention")
-    assert qkv.weights == {"norm": "layers.1.norm.weight", "matrix": "layers.1.qkv", "aux": "rope.10000.8"}
+    assert qkv.weights == {"matrix": "layers.1.qkv", "aux": "rope.10000.8"}
     assert (qkv.attrs["value_scale"], qkv.attrs["window"], qkv.attrs["eps"]) == (0.5, 8, 1e-5)
     assert (attention.attrs["kv"], attention.attrs["sink"], attention.attrs["scale"]) == ("bf16", True, 0.25)
     assert tiles.op("layers.0.o_proj").attrs == {"source": "fragment", "input": "attention"}

@@ -80,7 +80,7 @@ def test_what_is_left_free_is_chosen_by_cost() -> None:
     assert decision.cost is not None and decision.unit == "B"
     assert all(a.cost is None or a.cost >= decision.cost for a in decision.alternatives)
     group, depth = free.op("head").tiles["group"], free.rings[0].slots
-    assert (group, depth) == (8, 4)
+    assert (group, depth) == (4, 4)
     bounded, _ = lowered(lambda s: (s.op("head", group=at_most(2)), s.ring("weights", depth=at_most(3)))[0])
     assert bounded.op("head").tiles["group"] == 2
     assert bounded.rings[0].slots == 3
@@ -111,8 +111,8 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
         '    s.op("o_prj", splits=2)\n'  # 3: no such op
         '    s.op("o_proj", split=2)\n'  # 4: no such choice
         '    s.op("o_proj", splits=77)\n'  # 5: not legal
-        '    s.op("head", group=8)\n'
-        '    s.op("head", group=4)\n'  # 7: contradicts line 6
+        '    s.op("head", group=4)\n'
+        '    s.op("head", group=2)\n'  # 7: contradicts line 6
         '    s.op("down", splits=2, group=4, chunk=8)\n'  # 8: each legal, not together
         '    s.edge("qkv", "attention", kind="mbarrier")\n'  # 9: not legal
         '    s.edge("qkv", "attentoin", kind="counter")\n'  # 10: no such edge
@@ -183,7 +183,7 @@ def test_independent_ops_change_places() -> None:
 
 
 def test_bounds() -> None:
-    assert lowered(lambda s: s.op("head", group=at_least(8)))[0].op("head").tiles["group"] == 8
+    assert lowered(lambda s: s.op("head", group=at_least(4)))[0].op("head").tiles["group"] == 4
     assert [d.code for d in refused(lambda s: s.op("head", group=True))] == ["TC0713"]
     assert [d.code for d in refused(lambda s: s.op("head", group=one_of()))] == ["TC0713"]
     assert [d.code for d in refused(lambda s: s.edge("qkv", "attention", kind=between(1, 2)))] == ["TC0713"]

@@ -23,7 +23,7 @@ def test_a_projection() -> None:
     before = tiles_until(Net(**sizes).graph(), None).op("layers.0.o_proj")  # type: ignore[arg-type]
     after = tiled(Net(**sizes)).op("layers.0.o_proj")  # type: ignore[arg-type]
     assert (before.tiles, before.reads, before.writes) == ({}, (), ())
-    stage = {"group": 1, "chunk": 1, "slots": 1, "warps_k": 1}
+    stage = {"group": 1, "chunk": 1, "act_chunk": 1, "slots": 1, "warps_k": 1}
     assert after.tiles == {"tiles": 2, "blocks": 2, "splits": 2, "tasks": 4, **stage}
     assert after.reads == (Access("attention", ((0, 8), (0, 256))),)
     assert after.writes == (Access("partials", ((0, 2), (0, 8), (0, 128))),)

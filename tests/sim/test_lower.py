@@ -70,7 +70,7 @@ def test_paths_of_the_activations() -> None:
     net = Net(layers=((8, "moe"), (8, "dense")), expert_width=128, width=128)
     net.formats = {"e_down": "mxfp4", "down": "bf16"}
     found = ops_of(net, Scenario(rows=8, active=4))
-    assert found["layers.0.qkv"].path is found["layers.0.experts_up"].path is Path.NORM
-    assert found["layers.0.experts_down"].path is Path.SCALE
-    assert found["layers.1.down"].path is found["layers.0.o_proj"].path is Path.COPY
+    assert found["layers.0.qkv"].path is found["layers.0.experts_up"].path is Path.RESIDENT
+    assert found["layers.0.experts_down"].path is Path.COPY
+    assert found["layers.1.down"].path is found["layers.0.o_proj"].path is Path.RESIDENT
     assert found["layers.0.attention"].path is Path.NONE

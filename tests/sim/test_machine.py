@@ -18,7 +18,7 @@ from tilecc.target import find_target
 
 COSTS = costs_of(
     find_target("sm_90a"), hbm_rate=1e9, hbm_latency=1e-6, l2_latency=0.0, l2_rate_per_sm=1e18,
-    l2_stream=1e18, counter=5e-6, mbarrier=0.0, mbarrier_passed=0.0, copy=0.0, rstd=0.0, normalise=0.0,
+    l2_stream=1e18, counter=5e-6, mbarrier=0.0, mbarrier_passed=0.0, copy=0.0,
     epilogue=0.0,
 )  # fmt: skip
 """1 byte per ns; consumers, loaders and activations cost nothing unless a test says so."""
@@ -99,12 +99,11 @@ def test_activations_limit_an_op_that_moves_more_of_them_than_of_weights() -> No
     assert run(ops, costs=costs) == pytest.approx(10e-6, rel=0.02)
 
 
-@pytest.mark.parametrize(("path", "chunk"), [(Path.NORM, 2 * 2e-6), (Path.SCALE, 4 * 1e-6)])
-def test_activations_through_registers_pay_a_latency_per_turn(path: Path, chunk: float) -> None:
-    """Of 8 KiB: 32 steps of 256 B by 2 warps, 8 each in flight, are 2 turns; of 512 B, 4 in flight, 4."""
-    costs = dataclasses.replace(COSTS, l2_latency=1e-6, normalise=1e-6, hbm_latency=0.0)
-    ops = [stream("a", 4, 10, 0, act_bytes=8192.0, path=path)]
-    assert run(ops, costs=costs) == pytest.approx(10 * chunk)
+def test_resident_activations_are_loaded_for_the_first_task_alone() -> None:
+    costs = dataclasses.replace(COSTS, l2_rate_per_sm=1e8, hbm_latency=0.0)
+    ops = [stream("a", 12, 10, 0, act_bytes=100.0, path=Path.RESIDENT)]
+    again = [stream("a", 12, 10, 0, act_bytes=100.0, path=Path.COPY)]
+    assert run(ops, costs=costs) == pytest.approx(run(again, costs=costs) / 3)
 
 
 def test_a_loader_pays_for_each_copy() -> None:

@@ -8,7 +8,10 @@
     rounds   of a sliding layer's window            early     its blocks of keys that come before the queries
     span     blocks of a round                      lead      those of them that came early
     late     those that did not                     opening   1 in the first round
-    turn     1 on the warp whose turn the block is
+    turn     1 on the warp whose turn the block is  held      activation slots of a task
+    pieces   K chunks in such a slot                slot      the number of that slot
+    fresh    1 in a task that does not find its     closing   1 in a task that leaves none to the next task
+             activations in the ring
 
 `Values` assigns small numbers, for the checker; `Launch` has those of a real launch, for the test that
 compares the protocols with what the emulator counts.
@@ -41,6 +44,7 @@ class Frame:
     nth: int = 0
     round: int = 0
     block: int = 0
+    slot: int = 0
 
 
 class Extents(Protocol):
@@ -67,6 +71,8 @@ def walk(body: tuple[Statement, ...], f: Frame, extents: Extents) -> Iterator[Do
             for i in range(extents.trips(s.over, f)):
                 if s.over == "rounds":
                     f.round = i
+                elif s.over == "held":
+                    f.slot = i
                 elif s.over in ("lead", "late", "span"):
                     f.block = start + i
                 yield from walk(s.body, f, extents)
@@ -84,9 +90,22 @@ def _common(over: str, f: Frame) -> int | None:
         return int(f.cta == 0)
     if over == "opening":
         return int(f.round == 0)
+    if over == "slot":
+        return f.slot
     if over == "turn":
         return int(f.block % f.warps == f.warp)
     return None
+
+
+def _shared(over: str, f: Frame, group: int) -> int:
+    """`fresh` and `closing`: neighbouring tasks of a CTA share resident activations if they are of one split,
+    and so of one group of so many."""
+    if not f.op.shape["resident"]:
+        return 1
+    other = f.nth - 1 if over == "fresh" else f.nth + 1
+    if not 0 <= other < len(f.tasks):
+        return 1
+    return int(f.op.shape["splits"] > 1 and f.tasks[other] // group != f.task // group)
 
 
 def _window(over: str, f: Frame, blocks: int, early: int) -> int | None:
@@ -151,6 +170,12 @@ class Values:
             return int(self.stop)
         if over == "chunks":
             return min(f.op.chunks, self.chunks)
+        if over == "held":
+            return min(f.op.shape["held"], self.chunks)
+        if over == "pieces":
+            return min(f.op.shape["act_chunk"] // f.op.shape["chunk"], 2)
+        if over in ("fresh", "closing"):
+            return _shared(over, f, 2)
         if over in ("experts", "rows", "blocks"):
             return {"experts": self.active(f.step), "rows": self.rows, "blocks": self.blocks}[over]
         blocks = max(1, min(self.blocks, f.op.shape["max_blocks"]))
@@ -198,6 +223,12 @@ class Launch:
             return int(self.stop)
         if over == "chunks":
             return self.chunks(f)
+        if over == "held":
+            return -(-self.task_blocks(f) // s["act_chunk"])
+        if over == "pieces":
+            return -(-min(s["act_chunk"], self.task_blocks(f) - f.slot * s["act_chunk"]) // s["chunk"])
+        if over in ("fresh", "closing"):
+            return _shared(over, f, s["groups"])
         if over == "experts":
             split, experts, splits = f.task // s["groups"], s["experts"], s["splits"]
             lo, hi = split * experts // splits, (split + 1) * experts // splits
@@ -213,13 +244,17 @@ class Launch:
         return found
 
     def chunks(self, f: Frame) -> int:
-        """K chunks of a task: the last split may have fewer blocks than the others."""
+        """K chunks of a task."""
+        return -(-self.task_blocks(f) // f.op.shape["chunk"])
+
+    def task_blocks(self, f: Frame) -> int:
+        """K blocks of a task: the last split may have fewer than the others."""
         s = f.op.shape
         if f.op.kind == "experts_down":
-            return -(-s["blocks"] // s["chunk"])
+            return s["blocks"]
         split = 0 if f.op.kind == "experts_up" else f.task // s["groups"]
         per = -(-s["blocks"] // s["splits"])
-        return -(-max(0, min(per, s["blocks"] - split * per)) // s["chunk"])
+        return max(0, min(per, s["blocks"] - split * per))
 
     def rows_of(self, f: Frame) -> tuple[tuple[int, int], ...]:
         s = f.op.shape

@@ -34,9 +34,6 @@ PER_LAYER = frozenset({"kv", "routes"})
 NOT_CHECKED = frozenset({"counters", "state"})
 """Workspace that is no data between ops; `state` is split into `token` and `stop`."""
 
-SCALED_FORMATS = frozenset({"fp8_block", "mxfp4"})
-"""Activations of these pass through registers on their way into the ring (`scale` in op_gemv.cuh)."""
-
 Scripts = tuple[Script, ...]
 
 
@@ -107,8 +104,12 @@ def _shape(op: OpClass, program: Program) -> dict[str, int]:
     warps = next(role.warps for role in program.roles if role.name == "consumer")
     shape = {"rotation": int(c["rotation"])}
     if "tile_chunk" in c:
-        shape |= {key: int(c[f"tile_{key}"]) for key in ("blocks", "chunk", "slots", "splits")}
+        shape |= {key: int(c[f"tile_{key}"]) for key in ("blocks", "chunk", "act_chunk", "slots", "splits")}
         shape["groups"] = -(-int(c["tile_tiles"]) // int(c["tile_group"]))
+        per_task = -(-shape["blocks"] // shape["splits"])
+        shape["held"] = -(-per_task // shape["act_chunk"])
+        down = op.kind == "experts_down"
+        shape["resident"] = int(not down and shape["held"] <= program.ring("activations").slots)
         if "experts" in c:
             shape["experts"] = int(c["experts"])
     elif op.kind == "attention":
@@ -140,14 +141,14 @@ def _reads(op: OpClass) -> tuple[str, ...]:
         "route": ("router_logits",),
         "experts_down": ("expert_hidden",),
         "project": (str(c.get("input", "")),),
-    }.get(op.kind, ("x", "sum_sq"))
+    }.get(op.kind, ("y", "sum_sq"))
 
 
 def _writes(op: OpClass) -> tuple[str, ...]:
     split = int(op.constants.get("tile_splits", 1)) > 1
     return {
-        "embed": ("x", "sum_sq"),
-        "reduce": ("x", "sum_sq"),
+        "embed": ("x", "y", "sum_sq"),
+        "reduce": ("x", "y", "sum_sq"),
         "commit": ("token", "stop"),
         "qkv": ("queries", "kv"),
         "attention": ("attention_partials",) if split else ("attention",),
@@ -200,65 +201,54 @@ def _gemv(op: OpClass) -> Scripts:
     listed = (Do("use", "routing"),)
     # The number of tasks is that of active experts; the chunks of a down projection go over the list.
     every, each = listed if up else (), listed if down else ()
-
-    def per_chunk(*body: Do) -> Loop:
-        inner: Statement = Loop("chunks", body)
-        return Loop("tasks", (*each, Loop("experts", (inner,)) if down else inner))
-
-    source = _reads(op)[0]
-    statistics: tuple[Do, ...] = ()
-    if c["source"] == "norm":
-        statistics = (Do("read", buffer="sum_sq"),)
-        fill: tuple[Do, ...] = (Do("read", buffer="x"), Do("put", "activations"))
-    elif c["format"] in SCALED_FORMATS:
-        fill = (Do("read", buffer=source), Do("put", "activations"))
-    else:
-        fill = (Do("copy", "activations", source),)
-    consume: Statement = Loop(
-        "chunks",
-        (
-            Do("take", "activations"), Do("take", "weights"), Do("use", "activations"), Do("use", "weights"),
-            Do("release", "activations"), Do("release", "weights"),
-        ),
+    normed = c["source"] == "norm"
+    weights = (
+        Do("acquire", "weights"), Do("copy", "weights", READ_ONLY), Do("commit", "weights"),
     )  # fmt: skip
+    fill = (
+        Do("acquire", "activations"),
+        Do("copy", "activations", _reads(op)[0]),
+        Do("commit", "activations"),
+    )
+    consume: tuple[Statement, ...]
+    if down:
+        load: Statement = Loop("experts", (Loop("chunks", weights),))
+        put: Statement = Loop("experts", (Loop("chunks", fill),))
+        both = (Do("take", "activations"), _TAKE_WEIGHTS, _USE, _USE_WEIGHTS, _RELEASE, _RELEASE_WEIGHTS)
+        consume = (Loop("experts", (Loop("chunks", both),)),)
+    else:
+        # Of an op whose activations are resident the first task takes them, and the last one gives them back.
+        load = Loop("held", (Loop("pieces", weights),))
+        put = Loop("fresh", (Loop("held", fill),))
+        use = Do("use", "activations", ahead="slot")
+        consume = (
+            Loop(
+                "held",
+                (
+                    Loop("fresh", (Do("take", "activations", ahead="slot"),)),
+                    Loop("pieces", (_TAKE_WEIGHTS, use, _USE_WEIGHTS, _RELEASE_WEIGHTS)),
+                    Loop("closing", (Do("release", "activations", ahead="slot"),)),
+                ),
+            ),
+            Loop("closing", (Loop("held", (Do("skip", "activations"),)),)),
+        )
     exchange = (Do("acquire", "exchange"), Do("put", "exchange"), Do("commit", "exchange"))
     writes = tuple(Do("write", buffer=b) for b in _writes(op))
     # The head folds its tiles and leaves one result per CTA, with or without tasks.
     tile, end = ((), writes) if op.kind == "head" else (writes, ())
     rows = listed if up else ()
+    waits = (Do("inputs"), Do("read", buffer="sum_sq")) if normed else (Do("idle"),)
     return (
+        Script("loader", (*every, Loop("tasks", (*each, load)), *last)),
         Script(
-            "loader",
-            (
-                *every,
-                per_chunk(
-                    Do("acquire", "weights"), Do("copy", "weights", READ_ONLY), Do("commit", "weights")
-                ),
-                *last,
-            ),
+            "activations", (*every, Loop("any", (Do("inputs"),)), Loop("tasks", (*each, put)), *last)
         ),
-        Script(
-            "activations",
-            (
-                *every,
-                Loop("any", (Do("inputs"), *statistics)),
-                per_chunk(Do("acquire", "activations"), *fill, Do("commit", "activations")),
-                *last,
-            ),
-        ),
-        Script(
-            "consumer",
-            (
-                *every,
-                Loop("tasks", (*each, Loop("experts", (consume,)) if down else consume, *exchange)),
-                *last,
-            ),
-        ),
+        Script("consumer", (*every, Loop("tasks", (*each, *consume, *exchange)), *last)),
         Script(
             "store",
             (
                 *every,
-                Do("idle"),
+                *waits,
                 Loop(
                     "tasks",
                     (
@@ -286,6 +276,9 @@ def _fill(buffer: str, older: bool = False) -> tuple[Do, ...]:
 _TAKE = Do("take", "activations")
 _USE = Do("use", "activations")
 _RELEASE = Do("release", "activations")
+_TAKE_WEIGHTS = Do("take", "weights")
+_USE_WEIGHTS = Do("use", "weights")
+_RELEASE_WEIGHTS = Do("release", "weights")
 
 
 def _done() -> Script:

@@ -181,7 +181,8 @@ def _amount(pattern: Pattern) -> Amount:
         for symbols, n in _amount(inner).items():
             parts = [(*symbols, "late"), (*symbols, "lead")] if over == "span" else [(*symbols, over)]
             for part in parts:
-                names = sorted(part)
+                # Where one task leaves nothing in the ring, the next one begins afresh.
+                names = sorted("fresh" if name == "closing" else name for name in part)
                 if "rounds" in names and "lead" in names:
                     names.remove("rounds")
                     names[names.index("lead")] = "early"

@@ -87,8 +87,8 @@ def _at(name: str, buffer: str, program: Program) -> Member:
 
 def _embed(op: OpClass, program: Program) -> Parts:
     members = [
-        _at("kX", "x", program), _at("kSumSq", "sum_sq", program), _u32("kColumns", pad(program.hidden)),
-        _u32("kUnits", op.constants["tile_units"]),
+        _at("kX", "x", program), _at("kY", "y", program), _at("kSumSq", "sum_sq", program),
+        _u32("kColumns", pad(program.hidden)), _u32("kUnits", op.constants["tile_units"]),
     ]  # fmt: skip
     return "Embed", members, [], []
 
@@ -183,12 +183,13 @@ def _gemv(op: OpClass, program: Program) -> Parts:
     c = op.constants
     over = {"experts_up": "kExpertsUp", "experts_down": "kExpertsDown"}.get(op.kind, "kDense")
     normed = c["source"] == "norm"
-    source = "x" if normed else "expert_hidden" if op.kind == "experts_down" else str(c["input"])
+    source = "y" if normed else "expert_hidden" if op.kind == "experts_down" else str(c["input"])
     members = [
         Member("Format", "kFormat", f"Format::{FORMATS[str(c['format'])]}"),
         Member("Over", "kOver", f"Over::{over}"),
         _u32("kTiles", c["tile_tiles"]), _u32("kBlocks", c["tile_blocks"]), _u32("kSplits", c["tile_splits"]),
-        _u32("kGroup", c["tile_group"]), _u32("kChunk", c["tile_chunk"]), _u32("kSlots", c["tile_slots"]),
+        _u32("kGroup", c["tile_group"]), _u32("kChunk", c["tile_chunk"]),
+        _u32("kActChunk", c["tile_act_chunk"]), _u32("kSlots", c["tile_slots"]),
         _u32("kWarpsK", c["tile_warps_k"]),
         Member("Source", "kSource", "Source::kNorm" if normed else "Source::kFragment"),
         _at("kSourceOffset", source, program), _at("kSumSq", "sum_sq", program),

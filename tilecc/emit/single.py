@@ -1,16 +1,17 @@
 """A package of one op: the real passes and the real emitter on a step that is one main loop and its commit.
 
 For tests and benchmarks of a main loop. Nothing produces the op's input: the host writes it into the
-workspace (`tilecc.runtime.bare`), and reads the result there. A step runs the op once per layer, each layer
-with weights of its own, then the commit; several layers are therefore rotating weight buffers.
+workspace (`tilecc.runtime.bare`; `tilecc.runtime.fragments` has the order), and reads the result there. A
+step runs the op once per layer, each layer with weights of its own, then the commit; several layers are
+therefore rotating weight buffers.
 
 * project: reads `hidden`; leaves `partials`, f32 [splits][fragments of rows]. Matrix: plain [rows, cols].
-* gate_up: reads `x`, `sum_sq`; leaves `hidden`, bf16 fragments of rows / 2. Matrix: gate_up [rows, cols].
-* router: reads `x`, `sum_sq`; leaves `router_logits`, f32 [max_rows][rows up to a multiple of 32]. Matrix:
+* gate_up: reads `y`, `sum_sq`; leaves `hidden`, bf16 fragments of rows / 2. Matrix: gate_up [rows, cols].
+* router: reads `y`, `sum_sq`; leaves `router_logits`, f32 [max_rows][rows up to a multiple of 32]. Matrix:
   plain.
-* head: reads `x`, `sum_sq`; leaves `argmax` and the caller's logits, f32 [steps][max_rows][rows]. Matrix:
+* head: reads `y`, `sum_sq`; leaves `argmax` and the caller's logits, f32 [steps][max_rows][rows]. Matrix:
   plain.
-* experts: reads `x`, `sum_sq`, `router_logits`; leaves `routes`, `expert_hidden`, bf16 [active][fragments of
+* experts: reads `y`, `sum_sq`, `router_logits`; leaves `routes`, `expert_hidden`, bf16 [active][fragments of
   rows / 2], and `partials`, f32 [splits][fragments of cols]. Matrices: gate_up [rows, cols] and plain
   [cols, rows / 2] per expert.
 """
@@ -138,9 +139,7 @@ def _graph(op: SingleOp, ctx: PassContext) -> TileGraph:
     if op.kind not in KINDS:
         raise InternalError(f"a single op of kind {op.kind!r}; known: {', '.join(KINDS)}")
     ops: list[TileOp] = []
-    weights = [
-        Weight("norm", "norm", "bf16", "-", ("norm",), 1, op.rows if op.kind == "project" else op.cols)
-    ]
+    weights: list[Weight] = []
     normed: dict[str, AttrValue] = {"source": "norm", "eps": op.eps}
     if op.kind == "experts":
         weights.append(Weight("bias", "f32", "f32", "-", ("bias",), 1, op.experts))
@@ -169,13 +168,13 @@ def _graph(op: SingleOp, ctx: PassContext) -> TileGraph:
                 {"matrix": matrix("w", "plain", op.rows, op.cols)},
             )
         elif op.kind == "gate_up":
-            uses = {"norm": "norm", "matrix": matrix("w", "gate_up", op.rows, op.cols)}
+            uses = {"matrix": matrix("w", "gate_up", op.rows, op.cols)}
             add("gate_up", {**normed, "width": op.rows // 2}, uses)
         elif op.kind == "router":
-            uses = {"norm": "norm", "matrix": matrix("w", "plain", op.rows, op.cols)}
+            uses = {"matrix": matrix("w", "plain", op.rows, op.cols)}
             add("router", {**normed, "experts": op.rows}, uses)
         elif op.kind == "head":
-            uses = {"norm": "norm", "matrix": matrix("w", "plain", op.rows, op.cols)}
+            uses = {"matrix": matrix("w", "plain", op.rows, op.cols)}
             add("head", {**normed, "rows": op.rows}, uses)
         else:
             shape: dict[str, AttrValue] = {"experts": op.experts, "width": op.rows // 2, "k": op.k}
@@ -186,7 +185,7 @@ def _graph(op: SingleOp, ctx: PassContext) -> TileGraph:
                 "experts": op.experts,
             }
             add("route", route, {"aux": "bias"})
-            up = {"norm": "norm", "matrix": matrix("up", "gate_up", op.rows, op.cols, op.experts)}
+            up = {"matrix": matrix("up", "gate_up", op.rows, op.cols, op.experts)}
             add("experts_up", {**normed, **shape}, up)
             down = {"matrix": matrix("down", "plain", op.cols, op.rows // 2, op.experts)}
             add("experts_down", {"source": "fragment", **shape}, down)

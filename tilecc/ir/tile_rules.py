@@ -385,7 +385,7 @@ def slot_needs(graph: TileGraph, op: TileOp, consumers: int) -> Iterator[tuple[s
         matrix = next((w for w in graph.weights if w.name == op.weights.get("matrix")), None)
         if matrix is not None and matrix.format in BLOCK_BYTES:
             yield "weights", group * chunk * BLOCK_BYTES[matrix.format]
-        yield "activations", chunk * act_block_bytes(graph.max_rows)
+        yield "activations", op.tiles["slots"] * op.tiles["act_chunk"] * act_block_bytes(graph.max_rows)
         yield "exchange", op.tiles["warps_k"] * group * FRAGMENT_BYTES
     if op.kind == "attention":
         dim, v_dim, kv = int(op.attrs["head_dim"]), int(op.attrs["v_head_dim"]), str(op.attrs["kv"])

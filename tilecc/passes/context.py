@@ -269,6 +269,7 @@ class PassContext:
                     ("leave the request out",),
                 )
             )
+
     @contextmanager
     def schedule_first(self) -> Iterator[None]:
         """What is wrong with the schedule is reported together with the error that stops a pass."""

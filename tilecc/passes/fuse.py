@@ -1,6 +1,6 @@
 """fuse: Graph -> TileGraph. Which tensor ops become one TileOp.
 
-One fusion per boundary: a projection takes its norm as prologue (recomputed per CTA) and everything up to
+One fusion per boundary: a projection takes its norm (see `prologue`) and everything up to
 the next exchange between CTAs as epilogue.
 
     round(rms_norm(x)) -> linear -> split_qkv -> rope, scale, round     =>  qkv
@@ -211,14 +211,21 @@ class _Fuser:
     def prologue(
         self, node: Node, value: str
     ) -> tuple[dict[str, AttrValue], dict[str, str], tuple[str, ...]]:
-        """Attributes, weights and fused nodes of the norm that a projection takes as its prologue."""
+        """Attributes and fused nodes of the norm behind which a projection stands. Its weights go to the op
+        that wrote the residual: that op stores x * w beside x, and the projection's epilogue multiplies by
+        1 / rms of the row."""
         normed = self.normed(value)
         if normed is None:
             raise self.misfit(node, "its input must be round(rms_norm(x))")
         norm, rounding, residual = normed
         self.read(norm, "x", residual)
         attrs: dict[str, AttrValue] = {"source": "norm", "eps": float(norm.attrs["eps"])}
-        return attrs, {"norm": self.vector(self.param(norm, 1), "norm")}, self.take(norm, rounding)
+        weights = self.vector(self.param(norm, 1), "norm")
+        index = max(i for i, op in enumerate(self.ops) if op.kind in ("embed", "reduce"))
+        writer = self.ops[index]
+        if writer.weights.setdefault("norm", weights) != weights:
+            raise self.misfit(node, f"the residual already feeds the norm `{writer.weights['norm']}`")
+        return attrs, {}, self.take(norm, rounding)
 
     # ---- patterns ------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
-"""rings: shared memory of one CTA. The weight ring runs across operator boundaries and takes what the others
-leave, up to what keeps the memory system busy; activations and KV blocks share a ring of K chunks; the
-exchange carries the consumers' partial sums to the store warp.
+"""rings: shared memory of one CTA. The weight ring runs across operator boundaries and takes what the
+others leave, up to what keeps the memory system busy; activations and KV blocks share a ring of K chunks,
+long enough, if it fits, that what the tasks of a CTA share is loaded once; the exchange carries the
+consumers' partial sums to the store warp.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from tilecc.passes.tile import ceil_div, tile
 from tilecc.target import show
 from tilecc.weights.layout import BLOCK_BYTES
 
-MAX_ACTIVATION_SLOTS = 8
+ACTIVATION_SLOTS = 8
 MIN_ACTIVATION_SLOTS = 3
+MAX_ACTIVATION_SLOTS = 16
 EXCHANGE_SLOTS = 2
 MAX_WEIGHT_STAGES = 8
 MIN_WEIGHT_STAGES = 3
@@ -35,12 +37,17 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
     consumers = next(r.warps for r in graph.roles if r.name == "consumer")
     weights = {w.name: w for w in graph.weights}
     stage = activation = exchange = 128  # a step of few ops may leave a ring unused
+    resident = 0  # slots that hold all activations of the op with most of them
     for op in graph.ops:
         if "chunk" in op.tiles:
             block = BLOCK_BYTES[weights[op.weights["matrix"]].format]
             group, chunk = op.tiles["group"], op.tiles["slots"] * op.tiles["chunk"]
             stage = max(stage, group * chunk * block)
-            activation = max(activation, chunk * act_block_bytes(graph.max_rows))
+            act_chunk = op.tiles["act_chunk"]
+            activation = max(activation, op.tiles["slots"] * act_chunk * act_block_bytes(graph.max_rows))
+            if op.kind != "experts_down":
+                blocks = ceil_div(op.tiles["blocks"], op.tiles["splits"])
+                resident = max(resident, ceil_div(blocks, act_chunk))
             exchange = max(exchange, op.tiles["warps_k"] * group * 512)
         if op.kind == "attention":
             dim, v_dim, kv = int(op.attrs["head_dim"]), int(op.attrs["v_head_dim"]), str(op.attrs["kv"])
@@ -50,8 +57,8 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
             exchange = max(exchange, exchange_bytes(int(op.attrs["window"]), consumers))
     stage, activation, exchange = (ceil_div(n, 128) * 128 for n in (stage, activation, exchange))
     room = ctx.target.smem_per_cta - FIXED_BYTES - routing_bytes(graph.max_rows) - EXCHANGE_SLOTS * exchange
-    slots = MAX_ACTIVATION_SLOTS
-    wanted = min(RING_BYTES + stage, MAX_WEIGHT_STAGES * stage)  # one stage is being read
+    slots = min(max(ACTIVATION_SLOTS, resident), MAX_ACTIVATION_SLOTS)
+    wanted = min(ceil_div(RING_BYTES, stage), MAX_WEIGHT_STAGES) * stage
     while slots > MIN_ACTIVATION_SLOTS and (room - slots * activation) // stage * stage < wanted:
         slots -= 1
     stages = min(MAX_WEIGHT_STAGES, max(0, room - slots * activation) // stage)

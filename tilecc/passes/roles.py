@@ -28,7 +28,5 @@ def roles(graph: TileGraph, ctx: PassContext) -> TileGraph:
         "launch bounds, no setmaxnreg",
         f"{threads} threads may have {budget} registers each",
     )
-    ctx.choose(
-        "roles", ROLES_SUBJECT, [{r.name: r.warps for r in ROLES}], reason="fixed set of this version"
-    )
+    ctx.choose("roles", ROLES_SUBJECT, [{r.name: r.warps for r in ROLES}], reason="fixed set of this version")
     return dataclasses.replace(graph, roles=ROLES)

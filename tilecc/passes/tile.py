@@ -34,11 +34,17 @@ BLOCK_COLS = 128
 UNIT_COLS = 64
 MAX_GRID = 256
 MAX_GROUP = 8
+STAGE_COST = 1024
+"""What waiting for a stage and giving it back costs, in bytes that a CTA could have fetched meanwhile: some
+45 ns at an H100's 23 GB/s per SM. A passed wait takes 85 ns there (benchmarks/results), half of it hidden."""
 MAX_CHUNK = 8
+ACT_CHUNK = 8
+"""K blocks of an activation slot, at most: bulk copies of 16 KiB."""
 STAGE_BLOCKS = {"bf16": 8, "f32": 4, "fp8_block": 16, "mxfp4": 32}
 """Weight blocks of one ring stage: about 32 KiB, so that waiting and signalling cost little per weight."""
-MIN_CHUNK = {"bf16": 1, "f32": 1, "fp8_block": 2, "mxfp4": 4}
-"""K blocks of a tile that one bulk copy should bring at least: some 4 KiB."""
+MIN_CHUNK = {"bf16": 2, "f32": 1, "fp8_block": 4, "mxfp4": 8}
+"""K blocks of a tile that one bulk copy should bring at least: 8 KiB. Copies of 4 KiB do not reach the
+bandwidth of an H100 (benchmarks/results)."""
 MAX_WARP_TILES = 16
 """m16 x n8 results that one warp may keep: 64 registers, as many again for the block sums of FP8 or the total
 over experts. More spill."""
@@ -141,6 +147,10 @@ class _Tiler:
     def x(self) -> Access:
         return self.space("x", "bf16", (self.rows, self.columns), self.columns * self.rows * 2)
 
+    def y(self) -> Access:
+        """x * w of the norm that follows, for the projections behind it."""
+        return self.space("y", "bf16", (self.rows, self.columns), self.columns * self.rows * 2)
+
     def sum_sq(self) -> Access:
         units = ceil_div(self.graph.hidden, UNIT_COLS)
         return self.space("sum_sq", "f32", (units, self.rows), units * self.rows * 4)
@@ -200,6 +210,7 @@ class _Tiler:
             "splits": splits,
             "group": group,
             "chunk": chunk,
+            "act_chunk": self.act_chunk(op, chunk, splits),
             "slots": experts,
             "warps_k": warps_k,
             "tasks": ceil_div(tiles, group) * splits * slots,
@@ -208,9 +219,9 @@ class _Tiler:
     def stage(self, op: TileOp, tiles: int, splits: int, slots: int = 1) -> tuple[int, int, int]:
         """What one ring stage of a main loop holds for up to 8 rows: (m16 tiles, K blocks of each, experts).
 
-        The tiles of a stage share their activations, so the group is chosen by the bytes, weights and
-        activations, that the busiest CTA fetches. What is left of the stage goes to K blocks and, for the
-        down projection, to experts.
+        The group is chosen by the bytes, weights and activations, that the busiest CTA fetches: what is
+        dealt in smaller pieces is dealt more evenly, but has more stages to wait for. What is left of the
+        stage goes to K blocks and, for the down projection, to experts.
         """
         format = self.matrix(op).format
         blocks = self.split_blocks(op, splits)
@@ -223,8 +234,8 @@ class _Tiler:
         ]
         chosen = self.ctx.choose(
             "tile", op_subject(op), candidates, about="stage", unit="B",
-            cost=lambda c: self.bytes_per_cta(op, tiles, splits, slots, int(c["group"])),
-            reason="weights and activations that the busiest CTA fetches; then the fullest stage",
+            cost=lambda c: self.stage_cost(op, tiles, splits, slots, c),
+            reason="weights and activations that the busiest CTA fetches, and the stages it waits for",
         )  # fmt: skip
         return int(chosen["group"]), int(chosen["chunk"]), int(chosen["experts"])
 
@@ -268,10 +279,19 @@ class _Tiler:
         )  # fmt: skip
         return group, chunks[0], experts
 
+    def act_chunk(self, op: TileOp, chunk: int, splits: int) -> int:
+        """K blocks of an activation slot: whole chunks, up to ACT_CHUNK."""
+        if op.kind == "experts_down":
+            return chunk
+        return chunk * max(
+            1, min(ACT_CHUNK // row_tiles(self.rows) // chunk, ceil_div(self.split_blocks(op, splits), chunk))
+        )
+
     def groups(self, op: TileOp, tiles: int) -> list[int]:
-        """Legal numbers of m16 tiles in a group, the largest first: it wins when two cost the same."""
-        format = self.matrix(op).format
-        most = min(MAX_GROUP, STAGE_BLOCKS[format] // MIN_CHUNK[format])
+        """Legal numbers of m16 tiles in a group, the largest first: it wins when two cost the same. All of a
+        short K is one chunk, and the tiles of a group are then one copy."""
+        format, blocks = self.matrix(op).format, ceil_div(self.matrix(op).cols, BLOCK_COLS)
+        most = min(MAX_GROUP, STAGE_BLOCKS[format] // min(MIN_CHUNK[format], blocks))
         return [g for g in (8, 4, 2, 1) if g <= most and g < 2 * tiles]
 
     def split_blocks(self, op: TileOp, splits: int) -> int:
@@ -287,9 +307,20 @@ class _Tiler:
         blocks = self.split_blocks(op, splits)
         if op.kind == "experts_down":
             blocks *= ceil_div(weight.experts, splits)
-        tasks = ceil_div(tiles, group) * splits * slots
-        per_block = group * BLOCK_BYTES[weight.format] + act_block_bytes(rows)
-        return ceil_div(tasks, self.ctx.target.sms) * blocks * per_block
+        tasks = ceil_div(ceil_div(tiles, group) * splits * slots, self.ctx.target.sms)
+        # A CTA loads the activations of a split once if they are of few rows, those of an expert's down
+        # projection for every task.
+        loads = tasks if op.kind == "experts_down" or rows > BASE_ROWS else 1
+        return blocks * (tasks * group * BLOCK_BYTES[weight.format] + loads * act_block_bytes(rows))
+
+    def stage_cost(self, op: TileOp, tiles: int, splits: int, slots: int, choice: Choice) -> int:
+        """Bytes of the busiest CTA, and its stages at STAGE_COST."""
+        group, chunk, experts = (int(choice[k]) for k in ("group", "chunk", "experts"))
+        tasks = ceil_div(ceil_div(tiles, group) * splits * slots, self.ctx.target.sms)
+        stages = ceil_div(self.split_blocks(op, splits), chunk)
+        if op.kind == "experts_down":
+            stages = ceil_div(stages * ceil_div(self.matrix(op).experts, splits), experts)
+        return self.bytes_per_cta(op, tiles, splits, slots, group) + tasks * stages * STAGE_COST
 
     def splits(self, op: TileOp) -> int:
         """K splits of a projection into the residual: enough tasks for every SM, a constant of the
@@ -299,9 +330,7 @@ class _Tiler:
         tiles, sms = ceil_div(weight.rows, TILE_ROWS), self.ctx.target.sms
         if "ranks" in op.attrs:
             why = f"the ranks split K already; {tiles} m16 tiles push their terms themselves"
-            self.ctx.choose(
-                "tile", op_subject(op), [{"splits": 1}], reason=why, words=lambda c: "no K split"
-            )
+            self.ctx.choose("tile", op_subject(op), [{"splits": 1}], reason=why, words=lambda c: "no K split")
             return 1
 
         def cost(splits: int) -> int:
@@ -322,7 +351,7 @@ class _Tiler:
     def embed(self, op: TileOp) -> TileOp:
         units = ceil_div(self.graph.hidden, UNIT_COLS)
         tiles = {"units": units, "tasks": units * row_tiles(self.rows)}
-        return self.make(op, tiles, [self.state()], [self.x(), self.sum_sq()])
+        return self.make(op, tiles, [self.state()], [self.x(), self.y(), self.sum_sq()])
 
     def qkv(self, op: TileOp) -> TileOp:
         a = op.attrs
@@ -366,7 +395,7 @@ class _Tiler:
             "v_tiles": v_tiles,
             "kv_blocks": self.kv_blocks(int(a["window"])),
         }
-        return self.make(op, space, [self.x(), self.sum_sq()], [queries, self.kv(op)])
+        return self.make(op, space, [self.y(), self.sum_sq()], [queries, self.kv(op)])
 
     def check_head_sizes(self, op: TileOp) -> None:
         """Refuse heads whose queries and outputs do not fit the registers of a consumer warp."""
@@ -462,14 +491,16 @@ class _Tiler:
         units = ceil_div(self.graph.hidden, UNIT_COLS)
         if "ranks" in op.attrs:
             tiles = {"units": units, "tasks": units * row_tiles(self.rows)}
-            return self.make(op, tiles, [self.term(op, splits), self.x()], [self.x(), self.sum_sq()])
+            return self.make(
+                op, tiles, [self.term(op, splits), self.x()], [self.x(), self.y(), self.sum_sq()]
+            )
         tiles = {"units": units, "splits": splits, "tasks": units * row_tiles(self.rows)}
-        return self.make(op, tiles, [self.partials(splits), self.x()], [self.x(), self.sum_sq()])
+        return self.make(op, tiles, [self.partials(splits), self.x()], [self.x(), self.y(), self.sum_sq()])
 
     def router(self, op: TileOp) -> TileOp:
         experts = int(op.attrs["experts"])
         space = self.gemv(op, ceil_div(experts, TILE_ROWS)) | {"pitch": pad(experts, 32)}
-        return self.make(op, space, [self.x(), self.sum_sq()], [self.router_logits(experts)])
+        return self.make(op, space, [self.y(), self.sum_sq()], [self.router_logits(experts)])
 
     def router_logits(self, experts: int) -> Access:
         pitch = pad(experts, 32)
@@ -497,7 +528,7 @@ class _Tiler:
     def gate_up(self, op: TileOp) -> TileOp:
         width = int(op.attrs["width"])
         return self.make(
-            op, self.gemv(op, ceil_div(width, 8)), [self.x(), self.sum_sq()], [self.hidden("hidden", width)]
+            op, self.gemv(op, ceil_div(width, 8)), [self.y(), self.sum_sq()], [self.hidden("hidden", width)]
         )
 
     def experts_up(self, op: TileOp) -> TileOp:
@@ -506,7 +537,7 @@ class _Tiler:
         return self.make(
             op,
             space,
-            [self.x(), self.sum_sq(), self.routing()],
+            [self.y(), self.sum_sq(), self.routing()],
             [self.hidden("expert_hidden", width, active)],
         )
 
@@ -525,7 +556,7 @@ class _Tiler:
         out = self.space("argmax", "f32", (MAX_GRID, self.rows), MAX_GRID * self.rows * 8)
         logits = self.space("logits", "f32", (self.rows, rows), 0, Space.IO)
         return self.make(
-            op, self.gemv(op, ceil_div(rows, TILE_ROWS)), [self.x(), self.sum_sq()], [out, logits]
+            op, self.gemv(op, ceil_div(rows, TILE_ROWS)), [self.y(), self.sum_sq()], [out, logits]
         )
 
     def argmax_push(self, op: TileOp) -> TileOp:

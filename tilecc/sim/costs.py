@@ -34,8 +34,6 @@ class Costs:
     mbarrier: float
     mbarrier_passed: float
     copy: float
-    rstd: float
-    normalise: float
     peer: float
     epilogue: float
     route: float
@@ -67,8 +65,6 @@ SOURCES: dict[str, str] = {
     "mbarrier": "target table",
     "mbarrier_passed": f"mbarrier_wait_passed: {H100}",
     "copy": f"one more bulk copy of one lane, activations_96k_2k / 48: {H100}",
-    "rstd": "96 partial sums of squares of a row, in batches of 8 loads: 3 L2 latencies: planning figure",
-    "normalise": "8 steps of 16 columns by one warp, 240 instructions, one per second clock: planning figure",
     "peer": "target table",
     "epilogue": "two dependent exchanges through shared memory and one global store: planning figure",
     "route": "top-8 of 384 logits of 8 rows by six warps: planning figure, from its step count",
@@ -95,8 +91,6 @@ def costs_of(target: Target, **changes: Any) -> Costs:
         "mbarrier": target.mbarrier_hand_off,
         "mbarrier_passed": 84.6e-9,
         "copy": 82e-9,
-        "rstd": 3 * target.l2_latency,
-        "normalise": 480 / target.sm.clock,
         "peer": target.peer_hand_off,
         "epilogue": 0.3e-6,
         "route": 1.5e-6,

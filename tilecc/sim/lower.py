@@ -16,12 +16,6 @@ from tilecc.ir.tile import HandOffKind, TileGraph, TileOp
 from tilecc.weights.layout import BLOCK_BYTES, BLOCK_COLS, TILE_ROWS
 
 BLOCK_WEIGHTS = TILE_ROWS * BLOCK_COLS
-STEP_BYTES = 256
-"""Activations of 8 rows and 16 columns."""
-NORM_BATCH = 8
-"""k16 steps that one activation warp has in flight when it normalises (op_gemv.cuh)."""
-SCALE_TURNS = 4
-"""Turns of 512 bytes that the activation warps together have in flight when they scale a stored fragment."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +35,8 @@ class Path(enum.Enum):
     """How activations come into the ring."""
 
     NONE = "none"
-    COPY = "copy"  # bulk copies, as many in flight as the ring has slots
-    NORM = "norm"  # through registers of the activation warps, normalised
-    SCALE = "scale"  # through registers, times 2^96
+    COPY = "copy"  # bulk copies for every task, as many in flight as the ring has slots
+    RESIDENT = "resident"  # bulk copies for the first task of a CTA: the others find them in the ring
 
 
 @dataclass(frozen=True)
@@ -95,6 +88,7 @@ def lower(graph: TileGraph, scenario: Scenario) -> list[SimOp]:
     weights = {w.name: w for w in graph.weights}
     consumers = next(role.warps for role in graph.roles if role.name == "consumer")
     slot = next(ring.slot_bytes for ring in graph.rings if ring.name == "activations")
+    slots = next(ring.slots for ring in graph.rings if ring.name == "activations")
     made: list[SimOp] = []
     route = -1
     for index, op in enumerate(graph.ops):
@@ -104,7 +98,7 @@ def lower(graph: TileGraph, scenario: Scenario) -> list[SimOp]:
             route = index
         if "chunk" in op.tiles:
             format, block = weights[op.weights["matrix"]].format, act_block_bytes(graph.max_rows)
-            made.append(_gemv(base, op, format, block, scenario, route))
+            made.append(_gemv(base, op, format, block, scenario, route, slots))
         elif op.kind == "attention":
             made.append(_attention(base, op, scenario, consumers, slot))
         elif op.kind == "attention_merge":
@@ -117,7 +111,9 @@ def lower(graph: TileGraph, scenario: Scenario) -> list[SimOp]:
     return made
 
 
-def _gemv(base: SimOp, op: TileOp, format: str, act_block: int, scenario: Scenario, route: int) -> SimOp:
+def _gemv(
+    base: SimOp, op: TileOp, format: str, act_block: int, scenario: Scenario, route: int, slots: int
+) -> SimOp:
     t = op.tiles
     expert = op.kind in ("experts_up", "experts_down")
     tasks: float = -(-t["tiles"] // t["group"]) * t["splits"]
@@ -130,11 +126,9 @@ def _gemv(base: SimOp, op: TileOp, format: str, act_block: int, scenario: Scenar
     # Tiles that do not fill the last group carry no bytes.
     tiles = t["tiles"] / -(-t["tiles"] // t["group"])
     whole = t["chunk"] == t["blocks"]
-    scaled = format in ("fp8_block", "mxfp4")
-    if op.attrs.get("source") == "norm":
-        path = Path.NORM
-    else:
-        path = Path.SCALE if scaled else Path.COPY
+    per_task = -(-t["blocks"] // t["splits"])
+    held = -(-per_task // t["act_chunk"])
+    resident = op.kind != "experts_down" and held <= slots
     return dataclasses.replace(
         base,
         tasks=tasks,
@@ -142,7 +136,7 @@ def _gemv(base: SimOp, op: TileOp, format: str, act_block: int, scenario: Scenar
         stage_bytes=tiles * chunk * BLOCK_BYTES[format],
         copies=t["slots"] if whole else t["group"],
         act_bytes=chunk * act_block,
-        path=path,
+        path=Path.RESIDENT if resident else Path.COPY,
         weights=tiles * chunk * BLOCK_WEIGHTS,
         route=route if expert else -1,
         format=format,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from tilecc.ir.tile import TileGraph
 from tilecc.sim.costs import Costs
 from tilecc.sim.loops import stage_seconds
-from tilecc.sim.lower import NORM_BATCH, SCALE_TURNS, STEP_BYTES, Path, Scenario, SimOp
+from tilecc.sim.lower import Path, Scenario, SimOp
 
 IN_FLIGHT = 64 * 1024
 """Bytes requested and not landed that keep the memory system of Hopper busy (design, section 3)."""
@@ -327,22 +327,19 @@ class _Run:
             return 0.0
         return stage_seconds(op.format, op.weights, self.machine.consumers, self.costs, self.scenario.loops)
 
-    def fetch_seconds(self, op: SimOp) -> tuple[float, float, float]:
-        """Activations of an op: seconds before its first chunk, of a chunk's latency, of a chunk's bytes."""
-        costs, warps = self.costs, self.machine.act_warps
-        if op.path is Path.COPY:
-            return 0.0, costs.l2_latency, costs.copy + op.act_bytes / costs.l2_rate_per_sm
-        if op.path is Path.NORM:
-            turns = -(-op.act_bytes / STEP_BYTES // (warps * NORM_BATCH))
-            return costs.rstd, 0.0, turns * (costs.l2_latency + costs.normalise)
-        if op.path is Path.SCALE:
-            return 0.0, 0.0, -(-op.act_bytes / 512 // SCALE_TURNS) * costs.l2_latency
-        return 0.0, 0.0, 0.0
+    def fetch_seconds(self, op: SimOp) -> tuple[float, float]:
+        """Activations of an op: seconds of a chunk's latency, of a chunk's bytes."""
+        if op.path is Path.NONE:
+            return 0.0, 0.0
+        return self.costs.l2_latency, self.costs.copy + op.act_bytes / self.costs.l2_rate_per_sm
 
     def fetch_chunk(self, c: int, i: int, inputs: float) -> float:
         """When the next activation chunk of a CTA is in the ring."""
-        first, latency, each = self.fetch[i]
-        begin = max(inputs + (first if self.use_k[c] == 0 else 0.0), self.act_slots[c].popleft())
+        latency, each = self.fetch[i]
+        resident = self.ops[i].path is Path.RESIDENT
+        if resident and self.use_k[c] >= self.ops[i].stages:
+            return inputs
+        begin = inputs if resident else max(inputs, self.act_slots[c].popleft())
         land: float = max(begin + latency, self.act_end[c]) + each
         self.act_end[c] = land
         return land
@@ -384,7 +381,8 @@ class _Run:
                 self.result.spans.append(Span(c, "consumer", i, "compute", start, end))
             self.time[c] = end
             self.use_k[c] += 1
-            self.act_slots[c].append(end + costs.mbarrier)
+            if op.path is not Path.RESIDENT:
+                self.act_slots[c].append(end + costs.mbarrier)
             self.at(end + costs.mbarrier, self.SLOT, c)
             if self.use_k[c] == count:
                 parts.epilogue = costs.epilogue

@@ -146,17 +146,18 @@ using namespace tilecc;
 namespace ws {
 constexpr u64 kState = 0;                  // 128 B
 constexpr u64 kX = 256;                    // 4096 B
-constexpr u64 kSumSq = 4352;               // 128 B
-constexpr u64 kQueries = 4608;             // 49152 B
-constexpr u64 kAttentionPartials = 53760;  // 1114112 B
-constexpr u64 kAttention = 1167872;        // 4096 B
-constexpr u64 kPartials = 1171968;         // 32768 B
-constexpr u64 kHidden = 1204736;           // 8192 B
-constexpr u64 kRouterLogits = 1212928;     // 1024 B
-constexpr u64 kRoutes = 1213952;           // 1024 B
-constexpr u64 kExpertHidden = 1214976;     // 32768 B
-constexpr u64 kArgmax = 1247744;           // 16384 B
-constexpr u64 kCounters = 1264128;         // 2176 B
+constexpr u64 kY = 4352;                   // 4096 B
+constexpr u64 kSumSq = 8448;               // 128 B
+constexpr u64 kQueries = 8704;             // 49152 B
+constexpr u64 kAttentionPartials = 57856;  // 1114112 B
+constexpr u64 kAttention = 1171968;        // 4096 B
+constexpr u64 kPartials = 1176064;         // 32768 B
+constexpr u64 kHidden = 1208832;           // 8192 B
+constexpr u64 kRouterLogits = 1217024;     // 1024 B
+constexpr u64 kRoutes = 1218048;           // 1024 B
+constexpr u64 kExpertHidden = 1219072;     // 32768 B
+constexpr u64 kArgmax = 1251840;           // 16384 B
+constexpr u64 kCounters = 1268224;         // 2176 B
 }  // namespace ws
 
 // The machine of one CTA: warps per role, rings of shared memory.
@@ -181,6 +182,7 @@ static_assert(Cx::S::kTotal == 209152, "the runtime asks for this much shared me
 //   waits for commit: counter over state
 struct EmbedOp {
   static constexpr u64 kX = ws::kX;
+  static constexpr u64 kY = ws::kY;
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kColumns = 256;
   static constexpr u32 kUnits = 4;
@@ -194,7 +196,7 @@ using Embed = tilecc::Embed<Config, EmbedOp>;
 //   model.layers.0.q_rope_bf16, model.layers.0.k_rope, model.layers.0.k_rope_bf16, model.layers.0.v_scaled,
 //   model.layers.0.v_scaled_bf16 (and 2 more layers)
 //   from mimo_v2.py:41 (model.layers.0.self_attn.qkv_proj)
-//   waits for embed: counter over sum_sq, x
+//   waits for embed: counter over sum_sq, y
 struct QkvGlobalOp {
   static constexpr Format kFormat = Format::kFp8;
   static constexpr Over kOver = Over::kDense;
@@ -203,10 +205,11 @@ struct QkvGlobalOp {
   static constexpr u32 kSplits = 1;
   static constexpr u32 kGroup = 1;
   static constexpr u32 kChunk = 2;
+  static constexpr u32 kActChunk = 2;
   static constexpr u32 kSlots = 1;
   static constexpr u32 kWarpsK = 2;
   static constexpr Source kSource = Source::kNorm;
-  static constexpr u64 kSourceOffset = ws::kX;
+  static constexpr u64 kSourceOffset = ws::kY;
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 1e-05f;
@@ -288,6 +291,7 @@ struct OProjOp {
   static constexpr u32 kSplits = 2;
   static constexpr u32 kGroup = 1;
   static constexpr u32 kChunk = 1;
+  static constexpr u32 kActChunk = 1;
   static constexpr u32 kSlots = 1;
   static constexpr u32 kWarpsK = 1;
   static constexpr Source kSource = Source::kFragment;
@@ -309,6 +313,7 @@ using OProj = tilecc::Gemv<Config, OProjOp>;
 //   waits for layers.0.o_proj: counter over partials
 struct AttnReduceOp {
   static constexpr u64 kX = ws::kX;
+  static constexpr u64 kY = ws::kY;
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kColumns = 256;
   static constexpr u32 kUnits = 4;
@@ -323,7 +328,7 @@ using AttnReduce = tilecc::Reduce<Config, AttnReduceOp>;
 //   model.layers.0.mlp.gate_proj, model.layers.0.mlp.up_proj, model.layers.0.mlp.gate_proj_silu,
 //   model.layers.0.mlp.gate_proj_silu_mul, model.layers.0.mlp.gate_proj_silu_mul_bf16
 //   from mimo_v2.py:41 (model.layers.0.mlp.gate_proj)
-//   waits for layers.0.attn_reduce: counter over sum_sq, x
+//   waits for layers.0.attn_reduce: counter over sum_sq, y
 struct GateUpOp {
   static constexpr Format kFormat = Format::kFp8;
   static constexpr Over kOver = Over::kDense;
@@ -332,10 +337,11 @@ struct GateUpOp {
   static constexpr u32 kSplits = 1;
   static constexpr u32 kGroup = 1;
   static constexpr u32 kChunk = 2;
+  static constexpr u32 kActChunk = 2;
   static constexpr u32 kSlots = 1;
   static constexpr u32 kWarpsK = 2;
   static constexpr Source kSource = Source::kNorm;
-  static constexpr u64 kSourceOffset = ws::kX;
+  static constexpr u64 kSourceOffset = ws::kY;
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 1e-05f;
@@ -359,6 +365,7 @@ struct DownOp {
   static constexpr u32 kSplits = 4;
   static constexpr u32 kGroup = 1;
   static constexpr u32 kChunk = 1;
+  static constexpr u32 kActChunk = 1;
   static constexpr u32 kSlots = 1;
   static constexpr u32 kWarpsK = 1;
   static constexpr Source kSource = Source::kFragment;
@@ -379,6 +386,7 @@ using Down = tilecc::Gemv<Config, DownOp>;
 //   waits for layers.0.down: counter over partials
 struct MlpReduceOp {
   static constexpr u64 kX = ws::kX;
+  static constexpr u64 kY = ws::kY;
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kColumns = 256;
   static constexpr u32 kUnits = 4;
@@ -394,7 +402,7 @@ using MlpReduce = tilecc::Reduce<Config, MlpReduceOp>;
 //   model.layers.1.q_rope_bf16, model.layers.1.k_rope, model.layers.1.k_rope_bf16, model.layers.1.v_scaled,
 //   model.layers.1.v_scaled_bf16 (and 4 more layers)
 //   from mimo_v2.py:41 (model.layers.1.self_attn.qkv_proj)
-//   waits for layers.0.mlp_reduce: counter over sum_sq, x
+//   waits for layers.0.mlp_reduce: counter over sum_sq, y
 struct QkvWindow32Op {
   static constexpr Format kFormat = Format::kFp8;
   static constexpr Over kOver = Over::kDense;
@@ -403,10 +411,11 @@ struct QkvWindow32Op {
   static constexpr u32 kSplits = 1;
   static constexpr u32 kGroup = 1;
   static constexpr u32 kChunk = 2;
+  static constexpr u32 kActChunk = 2;
   static constexpr u32 kSlots = 1;
   static constexpr u32 kWarpsK = 2;
   static constexpr Source kSource = Source::kNorm;
-  static constexpr u64 kSourceOffset = ws::kX;
+  static constexpr u64 kSourceOffset = ws::kY;
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 1e-05f;
@@ -464,7 +473,7 @@ using AttentionWindow32 = tilecc::WindowAttention<Config, AttentionWindow32Op>;
 // layers.1.router: model.layers.1.post_attention_layernorm, model.layers.1.post_attention_layernorm_bf16,
 //   model.layers.1.mlp.gate (and 6 more layers)
 //   from mimo_v2.py:146 (model.layers.1)
-//   waits for layers.1.attn_reduce: counter over sum_sq, x
+//   waits for layers.1.attn_reduce: counter over sum_sq, y
 struct RouterOp {
   static constexpr Format kFormat = Format::kF32;
   static constexpr Over kOver = Over::kDense;
@@ -473,10 +482,11 @@ struct RouterOp {
   static constexpr u32 kSplits = 1;
   static constexpr u32 kGroup = 1;
   static constexpr u32 kChunk = 2;
+  static constexpr u32 kActChunk = 2;
   static constexpr u32 kSlots = 1;
   static constexpr u32 kWarpsK = 2;
   static constexpr Source kSource = Source::kNorm;
-  static constexpr u64 kSourceOffset = ws::kX;
+  static constexpr u64 kSourceOffset = ws::kY;
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 1e-05f;
@@ -520,10 +530,11 @@ struct ExpertsUpOp {
   static constexpr u32 kSplits = 1;
   static constexpr u32 kGroup = 2;
   static constexpr u32 kChunk = 2;
+  static constexpr u32 kActChunk = 2;
   static constexpr u32 kSlots = 1;
   static constexpr u32 kWarpsK = 2;
   static constexpr Source kSource = Source::kNorm;
-  static constexpr u64 kSourceOffset = ws::kX;
+  static constexpr u64 kSourceOffset = ws::kY;
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 1e-05f;
@@ -547,6 +558,7 @@ struct ExpertsDownOp {
   static constexpr u32 kSplits = 4;
   static constexpr u32 kGroup = 1;
   static constexpr u32 kChunk = 1;
+  static constexpr u32 kActChunk = 1;
   static constexpr u32 kSlots = 4;
   static constexpr u32 kWarpsK = 1;
   static constexpr Source kSource = Source::kFragment;
@@ -567,6 +579,7 @@ using ExpertsDown = tilecc::Gemv<Config, ExpertsDownOp>;
 //   waits for layers.1.experts_down: counter over partials
 struct MoeReduceOp {
   static constexpr u64 kX = ws::kX;
+  static constexpr u64 kY = ws::kY;
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kColumns = 256;
   static constexpr u32 kUnits = 4;
@@ -579,7 +592,7 @@ using MoeReduce = tilecc::Reduce<Config, MoeReduceOp>;
 
 // head: model.norm, model.norm_bf16, lm_head
 //   from mimo_v2.py:41 (lm_head)
-//   waits for layers.7.moe_reduce: counter over sum_sq, x
+//   waits for layers.7.moe_reduce: counter over sum_sq, y
 struct HeadOp {
   static constexpr Format kFormat = Format::kBf16;
   static constexpr Over kOver = Over::kDense;
@@ -588,10 +601,11 @@ struct HeadOp {
   static constexpr u32 kSplits = 1;
   static constexpr u32 kGroup = 2;
   static constexpr u32 kChunk = 2;
+  static constexpr u32 kActChunk = 2;
   static constexpr u32 kSlots = 1;
   static constexpr u32 kWarpsK = 2;
   static constexpr Source kSource = Source::kNorm;
-  static constexpr u64 kSourceOffset = ws::kX;
+  static constexpr u64 kSourceOffset = ws::kY;
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 1e-05f;
