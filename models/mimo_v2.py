@@ -179,21 +179,26 @@ class MiMoV2(nn.Module):
         self.choose: Choose | None = None
         """Overrides or records the experts of eager runs; None (always, when traced) leaves the router
         alone."""
+        self.taps: tuple[int, ...] = ()
+        """Layers whose outputs :meth:`forward` returns too: the features of a draft (mimo.md 4.3)."""
+        self.tap_layers = range(len(config.layers))
         self.model = Body(config)
         self.lm_head = Linear(config.vocab, config.hidden)
 
     def forward(
         self, tokens: Tensor, positions: Tensor, seqs: Tensor, *caches: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """One step of T rows: tokens, positions, seqs i64 [T]; caches as made by :meth:`caches`, updated in
         place.
 
-        Returns (logits f32 [T, vocab], next token i64 [T], lowest id on ties).
+        Returns (logits f32 [T, vocab], next token i64 [T], lowest id on ties), and for each of ``taps`` the
+        residual stream f32 [T, hidden] after that layer, before the final norm.
         """
         op = torch.ops.tilecc
         rounded = op.round if self.rounding == "bf16" else _exact
         stored = op.round_e4m3 if self.kv_format == "fp8" else rounded
         x = F.embedding(tokens, self.model.embed_tokens.weight)  # stored as bf16: nothing to round
+        tapped: dict[int, Tensor] = {}
         for i, block in enumerate(self.model.layers):
             k_cache, v_cache = caches[2 * i], caches[2 * i + 1]
             layer: LayerConfig = block.layer
@@ -213,9 +218,11 @@ class MiMoV2(nn.Module):
                 )
 
             x = block(x, positions, op, rounded, stored, attention, self.choose)
+            if i in self.taps:
+                tapped[i] = x
         y = rounded(op.rms_norm(x, self.model.norm.weight, self.config.eps))
         logits = self.lm_head(y)
-        return logits, torch.argmax(logits, -1)
+        return logits, torch.argmax(logits, -1), *(tapped[i] for i in self.taps)
 
     def sequence_logits(self, ids: Tensor) -> Tensor:
         """Logits f32 [B, S, vocab] of whole sequences ids i64 [B, S] from position 0; differentiable."""

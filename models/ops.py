@@ -58,6 +58,17 @@ def split_qkv(
     )
 
 
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Rows [..., heads * D] as [..., heads, D]."""
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def embed_masked(tokens: Tensor, weight: Tensor, mask_embedding: Tensor, mask_token: int) -> Tensor:
+    """Rows of the embedding table; ``mask_embedding`` [hidden] stands for the token ``mask_token``, whose own
+    row in the target's table is not trained (mimo.md 4.2)."""
+    return torch.where((tokens == mask_token).unsqueeze(-1), mask_embedding, F.embedding(tokens, weight))
+
+
 def rope_angles(positions: Tensor, theta: float, rotary_dim: int) -> Tensor:
     """Angles [..., R/2]: ``float32(p) * float32(theta^(-2j/R))``; the frequencies are computed in float64."""
     exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=positions.device) / rotary_dim
@@ -124,6 +135,52 @@ def attend(
         low = max(0, p + 1 - window_keys) if window_keys else 0
         keys = k_cache[s, low : p + 1].transpose(0, 1)  # [Hk, t, D]
         values = v_cache[s, low : p + 1].transpose(0, 1)
+        scores = q[i].reshape(kv_heads, group, -1) @ keys.transpose(1, 2) * softmax_scale
+        e, total = softmax_with_sink(scores, grouped_sink)
+        out[i] = ((e @ values) / total).reshape(-1)
+    return out
+
+
+def attend_block(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ctx_k: Tensor,
+    ctx_v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    seqs: Tensor,
+    ctx_positions: Tensor,
+    sink: Tensor | None,
+    window_keys: int,
+    softmax_scale: float,
+    layer: int,
+) -> Tensor:
+    """Attention of a draft block over committed keys and over itself: o [T, H*Dv] from q [T, H, D], k
+    [T, Hk, D], v [T, Hk, Dv] (mimo.md 4.3).
+
+    First ctx_k, ctx_v (shapes of k, v) are written at (seq, ctx_position) of the caches; rows with a negative
+    ctx_position are not committed and are left out. The rows of one sequence are its block, which starts at
+    their smallest position. Row i then sees the committed keys t of its sequence with t < start and, for
+    window_keys > 0, p_i - t < window_keys, and all keys of its own block, later ones too. k and v of the
+    block are not kept. ``layer`` only names the layer for a compiler.
+    """
+    kept = ctx_positions >= 0
+    k_cache[seqs[kept], ctx_positions[kept]] = ctx_k[kept]
+    v_cache[seqs[kept], ctx_positions[kept]] = ctx_v[kept]
+    rows, heads, _ = q.shape
+    kv_heads, v_dim = v.shape[1], v.shape[2]
+    group = heads // kv_heads
+    grouped_sink = None if sink is None else sink.reshape(kv_heads, group, 1)
+    out = q.new_empty(rows, heads * v_dim)
+    for i in range(rows):
+        p, s = int(positions[i]), int(seqs[i])
+        block = seqs == s
+        start = int(positions[block].min())
+        low = max(0, p + 1 - window_keys) if window_keys else 0
+        keys = torch.cat([k_cache[s, low:start], k[block]]).transpose(0, 1)  # [Hk, t, D]
+        values = torch.cat([v_cache[s, low:start], v[block]]).transpose(0, 1)
         scores = q[i].reshape(kv_heads, group, -1) @ keys.transpose(1, 2) * softmax_scale
         e, total = softmax_with_sink(scores, grouped_sink)
         out[i] = ((e @ values) / total).reshape(-1)
@@ -299,6 +356,23 @@ _define(
     lambda q, k, v, k_cache, v_cache, positions, seqs, sink, window_keys, softmax_scale, layer: q.new_empty(
         q.shape[0], q.shape[1] * v.shape[2]
     ),
+)
+_define(
+    "attend_block(Tensor q, Tensor k, Tensor v, Tensor ctx_k, Tensor ctx_v, Tensor(a!) k_cache, "
+    "Tensor(b!) v_cache, Tensor positions, Tensor seqs, Tensor ctx_positions, Tensor? sink, int window_keys, "
+    "float softmax_scale, int layer) -> Tensor",
+    attend_block,
+    lambda q, k, v, *rest: q.new_empty(q.shape[0], q.shape[1] * v.shape[2]),
+)
+_define(
+    "split_heads(Tensor x, int heads) -> Tensor",
+    lambda x, heads: split_heads(x, heads).clone(),
+    lambda x, heads: x.new_empty(*x.shape[:-1], heads, x.shape[-1] // heads),
+)
+_define(
+    "embed_masked(Tensor tokens, Tensor weight, Tensor mask_embedding, int mask_token) -> Tensor",
+    embed_masked,
+    lambda tokens, weight, mask_embedding, mask_token: weight.new_empty(tokens.shape[0], weight.shape[1]),
 )
 _define(
     "route(Tensor logits, Tensor bias, int k, bool norm_topk, float scaling) -> (Tensor, Tensor)",

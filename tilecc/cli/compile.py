@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tilecc.cli.console import emit, emit_json, say, status
-from tilecc.cli.packages import config_places, read_config
+from tilecc.cli.packages import config_places, parse_numbers, read_config
 
 
 def compile_command(
@@ -39,6 +39,15 @@ def compile_command(
     kv: Annotated[
         str, typer.Option("--kv", help="KV cache: bf16, or fp8 (e4m3 with scale 1, half the bytes).")
     ] = "bf16",
+    taps: Annotated[
+        str | None,
+        typer.Option(
+            "--taps",
+            metavar="LAYERS",
+            help="Layers whose outputs the step returns too, for a draft: 0,15,31.",
+            show_default=False,
+        ),
+    ] = None,
     schedule: Annotated[
         Path | None,
         typer.Option(
@@ -100,6 +109,7 @@ def compile_command(
     for name in (target, *(build_for or ())):
         find_target(name)
     settings = read_config(config) if config is not None else None
+    tapped = parse_numbers("--taps", taps) if taps is not None else ()
 
     from tilecc.emit.compiler import PHASES, compile_model
 
@@ -123,6 +133,7 @@ def compile_command(
             stop_after=to,
             kv=kv,
             schedule=schedule,
+            taps=tapped,
             resume=resume,
             dump=dump,
         )

@@ -170,6 +170,16 @@ def parse_ids(text: str) -> list[int]:
     return ids
 
 
+def parse_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Parse ``"0,15,31"``. Raises TC0703 for anything but integers separated by commas."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise error(
+            "TC0703", f"`{option}` takes integers separated by commas", help=f"give them as `{option} 0,1,2`"
+        ) from None
+
+
 def _key(model: Path, config: dict[str, Any], max_context: int, max_seqs: int) -> str:
     """Hash everything that decides the package's bytes: the compiler's and the model's sources, the sizes."""
     import tilecc

@@ -147,11 +147,11 @@ followed by one constructor call made of nodes, strings, numbers, lists and dict
 diagnostic has the line.
 """,
         wrong="""
-tilecc.graph 1
+tilecc.graph 2
 Graph("tiny", nodes=[Node("x")])
 """,
         right="""
-tilecc.graph 1
+tilecc.graph 2
 Graph("tiny", nodes=[Node("x", "silu", inputs=["h"], results=[Value("x", "f32", ["T", 256])])])
 """,
     ),
@@ -162,7 +162,7 @@ The first line of an IR text names the IR and its version. The version changes w
 a field or a rule, and older text is not converted: compile the model again.
 """,
         wrong="tilecc.graph 0",
-        right="tilecc.graph 1",
+        right="tilecc.graph 2",
     ),
     "TC0213": Entry(
         title="IR text whose values do not belong together",

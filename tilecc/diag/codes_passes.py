@@ -51,6 +51,15 @@ columns must not split a group of columns that share one scale (128 for FP8, 32 
         wrong="tilecc compile model.py --target sm_90a --tp 3",
         right="tilecc compile model.py --target sm_90a --tp 4",
     ),
+    "TC0225": Entry(
+        title="part of a step that has no kernel yet",
+        explanation="""
+The draft step (models/dflash.py) and the taps of a target for it are traced and sharded, and the reference
+computes them; `fuse` has no form for them yet, so they cannot become tiles.
+""",
+        wrong="tilecc compile models/dflash.py --target sm_90a",
+        right="tilecc compile models/dflash.py --target sm_90a --tp 8 --to shard",
+    ),
     "TC0223": Entry(
         title="shared memory over budget",
         explanation="""

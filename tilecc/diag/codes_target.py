@@ -119,6 +119,16 @@ one.
         wrong='s.op("embed", splits=2)',
         right='s.op("o_proj", splits=2)',
     ),
+    "TC0707": Entry(
+        title="the model has no such taps",
+        explanation="""
+`--taps` names layers of the target model whose outputs a DFlash draft reads; they become further outputs of
+the step. The model's module says by its attribute `tap_layers` which layers it can return (docs/models.md).
+""",
+        wrong="tilecc compile models/mimo_v25_pro.py --target sm_90a --to trace --taps 0,15,70",
+        right="tilecc compile models/mimo_v25_pro.py --target sm_90a --to trace --taps 0,15,69",
+        exit_code=2,
+    ),
     "TC0716": Entry(
         title="IR text for another pass or target",
         explanation="""

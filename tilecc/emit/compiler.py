@@ -69,6 +69,7 @@ def compile_model(
     stop_after: str | None = None,
     kv: str = "bf16",
     schedule: Path | None = None,
+    taps: tuple[int, ...] = (),
     resume: Path | None = None,
     dump: Path | None = None,
 ) -> CompileResult:
@@ -77,10 +78,11 @@ def compile_model(
     `max_context` in positions, `max_seqs` in sequences, `max_rows` rows of a step (ROW_COUNTS), `grid` the
     default number of CTAs (one per SM), `kv` the format of the KV cache: bf16, or fp8 (e4m3 with scale 1).
     `schedule` is a file of the user's requests to the passes (tilecc.schedules). With `stop_after` (a name of
-    PHASES) the texts made so far are returned and nothing is written. `resume` is a file of IR text: what
-    made it is not done again, its own sizes, rows, ranks and format of the cache count. `dump` is a folder
-    that gets the IR before and after each pass. Raises TileccError for the user's errors: TC01xx model file,
-    TC02xx lowering and IR text, TC07xx target, options and schedule.
+    PHASES) the texts made so far are returned and nothing is written. `taps` are layers
+    whose outputs the step returns, for a draft. `resume` is a file of IR text: what made it is not done
+    again, its own sizes, rows, ranks and format of the cache count. `dump` is a folder that gets the IR
+    before and after each pass. Raises TileccError for the user's errors: TC01xx model file, TC02xx lowering
+    and IR text, TC07xx target, options and schedule.
     """
     machine = find_target(target)
     _check_options(max_context, max_seqs, max_rows, ranks, grid, kv)
@@ -106,10 +108,10 @@ def compile_model(
     )  # fmt: skip
     if resume is not None:
         with reading(resume, resume.read_text(encoding="utf-8"), "a pass"):
-            program = run.lower(start, config, kv)
+            program = run.lower(start, config, kv, taps)
             source = run.emit(program) if program is not None else ""
     else:
-        program = run.lower(start, config, kv)
+        program = run.lower(start, config, kv, taps)
         source = run.emit(program) if program is not None else ""
     if program is None or not source or stop_after == "cuda":
         return run.result()
@@ -137,13 +139,15 @@ class _Run:
     def result(self, manifest: Manifest | None = None) -> CompileResult:
         return CompileResult(self.out, self.seconds, manifest, tuple(self.ctx.decisions), self.texts)
 
-    def lower(self, ir: Ir | None, config: dict[str, Any] | None, kv: str) -> Program | None:
+    def lower(
+        self, ir: Ir | None, config: dict[str, Any] | None, kv: str, taps: tuple[int, ...]
+    ) -> Program | None:
         """The Program of the model, or of the IR to go on from; None if a phase before it is the last."""
         if ir is None:
             from tilecc.trace.capture import trace_model
 
             with _timed(self.seconds, "trace"):
-                ir = trace_model(self.model_file, config, kv)
+                ir = trace_model(self.model_file, config, kv, taps)
                 self.texts["00-graph.txt"] = ir.to_text()
             if self.dump is not None:
                 self.dump.made("trace", self.texts["00-graph.txt"])

@@ -14,7 +14,7 @@ from typing import ClassVar
 from tilecc.ir.loc import UNKNOWN, Loc
 from tilecc.ir.text import ir_node, parse_ir, print_ir
 
-IR_VERSION = 1
+IR_VERSION = 2
 
 Dim = int | str
 """An extent: a positive int, or "T" for the number of rows of the step. States also use "S" and "C"."""
@@ -45,6 +45,7 @@ class Param:
     stored there, `experts` the number of tensors stacked (0: not stacked). An `optional` one may be absent.
     `chunks` row chunks have FP8 scales that restart (fused qkv). Of a sharded graph `shape` and `chunks` are
     those of one rank, which holds part `rank` of `shard_parts` equal parts along `shard_axis` of the source.
+    A `shared` one of a draft is the target model's: one image entry serves both.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Param:
     loc: Loc = UNKNOWN
     shard_axis: int = 0
     shard_parts: int = 1
+    shared: bool = False
 
 
 @ir_node(positional=1)

@@ -71,8 +71,9 @@ def _embedding(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
 
 
 def _rms_norm(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
-    x, weight = _rank(shapes[0], 2, "x"), _rank(shapes[1], 1, "weight")
-    _need(x[1] == weight[0], f"x {_text(x)} does not fit the weight {_text(weight)}")
+    x, weight = shapes[0], _rank(shapes[1], 1, "weight")
+    _need(len(x) in (2, 3), f"x must have 2 dimensions, or 3 for a norm of each head, has {_text(x)}")
+    _need(x[-1] == weight[0], f"x {_text(x)} does not fit the weight {_text(weight)}")
     _need(attrs["eps"] > 0, f"eps must be positive, is {attrs['eps']}")
     return [x]
 
@@ -125,6 +126,26 @@ def _attend(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
     return [(q[0], heads * v[2])]
 
 
+def _attend_block(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
+    q, k, v, ctx_k, ctx_v = shapes[:5]
+    _need(ctx_k == k and ctx_v == v, f"context keys {_text(ctx_k)}, values {_text(ctx_v)} differ from k, v")
+    _need(shapes[9] == shapes[7], f"ctx_positions {_text(shapes[9])} must have one entry per row")
+    return _attend([q, k, v, *shapes[5:9], *shapes[10:]], attrs)
+
+
+def _split_heads(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
+    x, heads = _rank(shapes[0], 2, "x"), attrs["heads"]
+    _need(heads > 0 and isinstance(x[1], int) and x[1] % heads == 0, f"{_text(x)} has no {heads} equal heads")
+    assert isinstance(x[1], int)
+    return [(x[0], heads, x[1] // heads)]
+
+
+def _embed_masked(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
+    made = _embedding(shapes[:2], attrs)
+    _need(shapes[2] == made[0][1:], f"mask_embedding {_text(shapes[2])} does not fit {_text(shapes[1])}")
+    return made
+
+
 def _route(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
     logits, bias = _rank(shapes[0], 2, "logits"), _rank(shapes[1], 1, "bias")
     _need(logits[1] == bias[0], f"logits {_text(logits)} do not fit the bias {_text(bias)}")
@@ -152,6 +173,14 @@ def _argmax(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
 def _all_ranks(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
     _need(attrs["ranks"] > 1, f"an exchange needs 2 ranks or more, has {attrs['ranks']}")
     return [shapes[0]]
+
+
+def _rank_part(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
+    (x,) = _all_ranks(shapes, attrs)
+    rows, columns, ranks = *_rank(x, 2, "x"), attrs["ranks"]
+    _need(isinstance(columns, int) and columns % ranks == 0, f"{_text(x)} has no {ranks} equal parts")
+    assert isinstance(columns, int)
+    return [(rows, columns // ranks)]
 
 
 def _argmax_all(shapes: Sequence[Shape], attrs: dict[str, Any]) -> list[Shape]:
@@ -223,6 +252,42 @@ GRAPH_OPS: dict[str, OpInfo] = {
         _attend,
         attrs={"window_keys": int, "softmax_scale": float, "layer": int},
     ),
+    "attend_block": OpInfo(
+        "writes the keys and values of committed rows (ctx_position >= 0) into the caches, then attention of"
+        " each row over its sequence before the block, within window_keys (0: all), and over all rows of its"
+        " own block, with an optional sink logit per head",
+        "torch.ops.tilecc.attend_block(q, k, v, ctx_k, ctx_v, k_cache, v_cache, positions, seqs,"
+        " ctx_positions, sink, window_keys, softmax_scale, layer)",
+        (
+            Operand("q"),
+            Operand("k"),
+            Operand("v"),
+            Operand("ctx_k"),
+            Operand("ctx_v"),
+            Operand("k_cache", "state"),
+            Operand("v_cache", "state"),
+            _POSITIONS,
+            Operand("seqs", dtype="i64"),
+            Operand("ctx_positions", dtype="i64"),
+            Operand("sink", "param", optional=True),
+        ),
+        _attend_block,
+        attrs={"window_keys": int, "softmax_scale": float, "layer": int},
+    ),
+    "split_heads": OpInfo(
+        "[T, heads * dim] as [T, heads, dim]",
+        "torch.ops.tilecc.split_heads(x, heads)",
+        (_X,),
+        _split_heads,
+        attrs={"heads": int},
+    ),
+    "embed_masked": OpInfo(
+        "row of the embedding table of each token, mask_embedding for the token mask_token",
+        "torch.ops.tilecc.embed_masked(tokens, weight, mask_embedding, mask_token)",
+        (Operand("tokens", dtype="i64"), Operand("weight", "param"), Operand("mask_embedding", "param")),
+        _embed_masked,
+        attrs={"mask_token": int},
+    ),
     "add": OpInfo("x + y, equal shapes", "x + y", (_X, Operand("y")), _same),
     "mul": OpInfo("x * y, equal shapes", "x * y", (_X, Operand("y")), _same),
     "silu": OpInfo("x * sigmoid(x)", "F.silu(x)", (_X,), _same),
@@ -260,12 +325,22 @@ GRAPH_OPS: dict[str, OpInfo] = {
 }
 """What a model file can be made of."""
 
+DRAFT_OPS = ("attend_block", "split_heads", "embed_masked")
+"""Those that only a draft is made of (models/dflash.py)."""
+
 EXCHANGE_OPS: dict[str, OpInfo] = {
     "all_reduce": OpInfo(
         "sum over the ranks, in rank order, of x rounded to bf16: the same float32 bits on every rank",
         "",
         (_X,),
         _all_ranks,
+        attrs={"ranks": int},
+    ),
+    "rank_part": OpInfo(
+        "the columns of x that this rank's part of the next weight multiplies: part rank of ranks equal ones",
+        "",
+        (_X,),
+        _rank_part,
         attrs={"ranks": int},
     ),
     "argmax_all": OpInfo(

@@ -262,7 +262,12 @@ def states_owned(graph: Graph) -> Iterator[Diagnostic]:
 
 
 # Operands that the kernel feeds to the tensor cores, or stores, as bf16.
-_BF16_OPERANDS = {"linear": ("x",), "attend": ("q", "k", "v"), "experts": ("y",)}
+_BF16_OPERANDS = {
+    "linear": ("x",),
+    "attend": ("q", "k", "v"),
+    "attend_block": ("q", "k", "v", "ctx_k", "ctx_v"),
+    "experts": ("y",),
+}
 
 
 @_rule(
@@ -273,6 +278,10 @@ def rounding_points(graph: Graph) -> Iterator[Diagnostic]:
 
     def rounded(name: str) -> bool:
         node = producers.get(name)
+        if node is not None and node.op == "rank_part":
+            node = producers.get(node.inputs[0])
+            if node is None:
+                return True  # a part of an input of the step
         if node is None or node.op in ("round", "round_e4m3"):
             return node is not None
         table = operands.get(node.inputs[-1]) if node.op == "embedding" and node.inputs else None

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 
 from tilecc.diag import TileccError, error
 from tilecc.ir.graph import AttrValue, Graph, Node, Param
+from tilecc.ir.graph_ops import DRAFT_OPS
 from tilecc.ir.loc import Loc
 from tilecc.ir.tile import TileGraph, TileOp, Weight
 from tilecc.passes.context import PassContext
@@ -69,6 +70,7 @@ class _Fuser:
         self.params = {p.name: p for p in self.graph.params}
 
     def run(self) -> TileGraph:
+        self.refuse_what_has_no_form()
         for node in self.graph.nodes:
             if node.name in self.done:
                 continue
@@ -104,6 +106,22 @@ class _Fuser:
             ops=tuple(self.ops),
             weights=tuple(self.weights.values()),
         )
+
+    def refuse_what_has_no_form(self) -> None:
+        """Raise TC0225 for a draft step, and for taps."""
+        kinds = (*DRAFT_OPS, "rank_part")
+        found = [(n, f"op `{n.op}` of the draft step") for n in self.graph.nodes if n.op in kinds]
+        taps = self.graph.outputs[2:]
+        found += [(self.producers[t], f"the tap `{t}`") for t in taps if t in self.producers]
+        if found:
+            node, what = found[0]
+            raise error(
+                "TC0225",
+                f"{what} cannot become a tile op yet",
+                span=node.loc.span(node.name),
+                note=f"{len(found)} such places in this graph" if len(found) > 1 else "",
+                help="stop after the graph of a rank: --to shard",
+            )
 
     # ---- helpers -------------------------------------------------------------------------------------------
 

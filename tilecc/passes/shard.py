@@ -30,7 +30,7 @@ GROUPS = {"fp8_block": FP8_BLOCK, "mxfp4": 32}
 WHOLE, PART, SUM = "whole", "part", "sum"
 """What a rank holds of a value: all of it, its part of axis 1, or its term of a sum over ranks."""
 
-_ROW_READERS = frozenset({"split_qkv", "silu", "mul", "argmax"})
+_ROW_READERS = frozenset({"split_qkv", "split_heads", "silu", "mul", "argmax"})
 
 
 def shard(graph: Graph, ctx: PassContext) -> Graph:
@@ -52,6 +52,7 @@ class _Sharder:
         self.holds: dict[str, str] = {v.name: WHOLE for v in graph.inputs}
         self.renamed: dict[str, str] = {}
         self.nodes: list[Node] = []
+        self.inputs = {v.name for v in graph.inputs}
 
     def run(self) -> Graph:
         for node in self.graph.nodes:
@@ -158,6 +159,18 @@ class _Sharder:
             WHOLE,
         )
 
+    def part_of_input(self, node: Node, name: str) -> str:
+        """This rank's columns of an input of the step (the draft's features): the weight that multiplies it
+        is cut along K, so that every rank streams an equal share of it."""
+        made = f"{name}.part"
+        if made not in self.values:
+            value = self.values[name]
+            columns = self.part(node, self.width(name), f"`{name}` of {self.width(name)} columns")
+            result = Value(made, value.dtype, (value.shape[0], columns))
+            part = Node(made, "rank_part", (name,), (result,), {"ranks": self.ranks}, node.loc)
+            self.add(part, PART)
+        return made
+
     # ---- ops -----------------------------------------------------------------------------------------------
 
     def elementwise(self, node: Node) -> None:
@@ -171,6 +184,9 @@ class _Sharder:
 
     def _linear(self, node: Node) -> None:
         x, weight = node.inputs
+        if x in self.inputs:
+            x = self.part_of_input(node, x)
+            node = dataclasses.replace(node, inputs=(x, weight))
         if self.hold(x) == PART:
             self.cut(node, weight, 1, "columns")
             self.add(node, SUM)
@@ -190,16 +206,30 @@ class _Sharder:
         self.add(dataclasses.replace(node, attrs=attrs), PART, local, kv, kv)
 
     def _attend(self, node: Node) -> None:
+        self.heads(node, states=slice(3, 5), sink=7)
+
+    def heads(self, node: Node, states: slice, sink: int) -> None:
+        """An attention over this rank's heads: its caches and sinks are cut like them."""
         if self.hold(node.inputs[0]) != PART:
             raise self.misfit(node, "its heads are not cut")
         kv_heads = self.width(node.inputs[1])
-        for name in node.inputs[3:5]:
+        for name in node.inputs[states]:
             self.states[name] = dataclasses.replace(self.states[name], heads=kv_heads)
-        if len(node.inputs) > 7:
-            self.cut(node, node.inputs[7], 0, "sinks")
+        if len(node.inputs) > sink:
+            self.cut(node, node.inputs[sink], 0, "sinks")
         v = self.values[node.inputs[2]]
         heads = self.width(node.inputs[0])
         self.add(node, PART, heads * int(v.shape[2]))
+
+    def _split_heads(self, node: Node) -> None:
+        if self.hold(node.inputs[0]) != PART:
+            raise self.misfit(node, "its projection is not cut")
+        heads = int(node.attrs["heads"])
+        local = self.part(node, heads, f"{heads} heads")
+        self.add(dataclasses.replace(node, attrs={**node.attrs, "heads": local}), PART, local)
+
+    def _attend_block(self, node: Node) -> None:
+        self.heads(node, states=slice(5, 7), sink=10)
 
     def _experts(self, node: Node) -> None:
         if any(self.hold(name) != WHOLE for name in node.inputs[:3]):

@@ -9,6 +9,7 @@ The module lives on meta tensors, so a model of 1 T parameters costs no memory.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from tilecc.trace.converters import (
     lowerable_ops,
     op_name,
 )
-from tilecc.trace.export import export, meta_caches, module_path
+from tilecc.trace.export import export, further_inputs, meta_caches, module_path
 from tilecc.trace.load import CONTRACT, make_module, user_code
 from tilecc.trace.names import Names
 from tilecc.trace.source import Sources
@@ -46,11 +47,14 @@ STEP_INPUTS = ("tokens", "positions", "seqs")
 _DTYPES = {torch.float32: "f32", torch.int64: "i64"}
 
 
-def trace_model(model_file: Path, config: dict[str, Any] | None = None, kv: str = "bf16") -> Graph:
+def trace_model(
+    model_file: Path, config: dict[str, Any] | None = None, kv: str = "bf16", taps: Sequence[int] = ()
+) -> Graph:
     """Trace the decode step of a model file to a verified Graph named after the file.
 
     `config` is the parsed config.json, None for the model file's own default; `kv` the format of the KV
-    cache. Raises TileccError TC0706 if the model has no such cache, and, each with
+    cache, `taps` the layers whose outputs become outputs of the step, for a draft. Raises TileccError TC0706
+    if the model has no such cache, TC0707 if it has no such taps, and, each with
     the user's file and line: TC0101 to TC0104 and TC0109 for the file and its code, TC0105 for an op that
     cannot be lowered, TC0106 for control flow that depends on values, TC0203 for a dtype, TC0212 for a broken
     Graph rule.
@@ -58,6 +62,7 @@ def trace_model(model_file: Path, config: dict[str, Any] | None = None, kv: str 
     sources = Sources(model_file)
     module = make_module(model_file, config)
     set_kv_format(module, kv, model_file)
+    set_taps(module, taps, model_file)
     caches = meta_caches(sources, module)
     program = export(sources, module, caches)
     graph = _Capture(sources, module, program, caches).graph(model_file.stem)
@@ -79,6 +84,27 @@ def set_kv_format(module: nn.Module, kv: str, model_file: Path) -> None:
             note="its module has no attribute `kv_format`",
             help="add the attribute (docs/models.md), or compile with --kv bf16",
         )
+
+
+def set_taps(module: nn.Module, taps: Sequence[int], model_file: Path) -> None:
+    """Choose the layers whose outputs the step returns. Raises TC0707 for a model or layer without them."""
+    if not taps:
+        return
+    count = len(getattr(module, "tap_layers", ()))
+    wrong = [t for t in taps if not 0 <= t < count]
+    if not wrong and len(set(taps)) == len(taps):
+        module.taps = tuple(taps)
+        return
+    why = f"layer {wrong[0]} is not among its {count} layers" if count and wrong else (
+        "a layer is named twice" if count else "its module has no attribute `tap_layers`"
+    )  # fmt: skip
+    raise error(
+        "TC0707",
+        f"the model has no taps {', '.join(map(str, taps))}",
+        span=Span(str(model_file)),
+        note=why,
+        help=f"name layers from 0 to {count - 1}, each once" if count else "compile without --taps",
+    )
 
 
 def _per_line(sources: Sources, found: list[Diagnostic]) -> list[Diagnostic]:
@@ -112,6 +138,9 @@ class _Capture:
         self.params: dict[str, Param] = {}
         self.nodes: list[Node] = []
         self.constants: dict[FxNode, str] = {}
+        self.inputs: dict[str, Value] = {name: Value(name, "i64", (ROWS,)) for name in STEP_INPUTS}
+        for name, width in further_inputs(module).items():
+            self.inputs[name] = Value(name, "f32", (ROWS, width)) if width else Value(name, "i64", (ROWS,))
         self.states = [
             State(f"layers.{i // 2}.{'kv'[i % 2]}_cache", i // 2, "kv"[i % 2], *map(int, cache.shape[2:]))
             for i, cache in enumerate(caches)
@@ -119,7 +148,7 @@ class _Capture:
         with user_code(sources, "TC0109", "`checkpoint_spec`"):
             self.specs: dict[str, ParamSpec] = dict(module.checkpoint_spec())
         self._placeholders()
-        self.names = Names([*STEP_INPUTS, *(s.name for s in self.states), *self._weights()])
+        self.names = Names([*self.inputs, *(s.name for s in self.states), *self._weights()])
 
     def _weights(self) -> list[str]:
         named = [*self.module.named_parameters(), *self.module.named_buffers()]
@@ -129,7 +158,7 @@ class _Capture:
         signature = self.program.graph_signature
         by_name = {node.name: node for node in self.program.graph.nodes if node.op == "placeholder"}
         step = [spec for spec in signature.input_specs if spec.kind is InputKind.USER_INPUT]
-        for spec, name in zip(step, [*STEP_INPUTS, *(s.name for s in self.states)], strict=True):
+        for spec, name in zip(step, [*self.inputs, *(s.name for s in self.states)], strict=True):
             self.env[by_name[spec.arg.name]] = name
         tokens = by_name[step[0].arg.name].meta["val"]
         self.rows = tokens.shape[0]
@@ -154,7 +183,7 @@ class _Capture:
         outputs = self._outputs(fx_nodes[-1])
         order = {name: index for index, name in enumerate(self._weights())}
         params = sorted(self.params.values(), key=lambda p: order[p.name])
-        inputs = tuple(Value(name, "i64", (ROWS,)) for name in STEP_INPUTS)
+        inputs = tuple(self.inputs.values())
         return Graph(name, inputs, tuple(params), tuple(self.states), tuple(self.nodes), outputs)
 
     def _convert(self, node: FxNode) -> None:
@@ -207,7 +236,7 @@ class _Capture:
         name = self.env.get(node)
         if not isinstance(name, str):
             raise Unsupported("it reads a number that depends on the number of rows")
-        if node.op == "placeholder" and name not in STEP_INPUTS and name not in self.params:
+        if node.op == "placeholder" and name not in self.inputs and name not in self.params:
             if any(name == state.name for state in self.states):
                 return name
             self.params[name] = self._param(user, node, name)
@@ -235,7 +264,7 @@ class _Capture:
             )
         self._dtype(user, tensor)
         stored_as = (spec.format, spec.source, spec.experts, spec.optional, spec.chunks)
-        return Param(name, shape, *stored_as, self._loc(user))
+        return Param(name, shape, *stored_as, self._loc(user), shared=spec.shared)
 
     def _outputs(self, output: FxNode) -> tuple[str, ...]:
         made = output.args[0]
@@ -243,11 +272,13 @@ class _Capture:
         values = {value.name: value for node in self.nodes for value in node.results}
         names = [name for name in (self.env.get(node) for node in nodes) if isinstance(name, str)]
         found = [(v.dtype, len(v.shape)) for v in (values[n] for n in names if n in values)]
-        if found != [("f32", 2), ("i64", 1)]:
+        taps = len(getattr(self.module, "taps", ()))
+        if found != [("f32", 2), ("i64", 1), *[("f32", 2)] * taps]:
             have = ", ".join(f"{dtype} of rank {rank}" for dtype, rank in found) or "no tensor of the step"
             raise error(
                 "TC0104",
-                "forward must return (logits f32 [T, V], next_tokens i64 [T])",
+                "forward must return (logits f32 [T, V], next_tokens i64 [T])"
+                + (f" and {taps} taps f32 [T, hidden]" if taps else ""),
                 span=Span(str(self.sources.model_file)),
                 note=f"it returns: {have}",
                 help=CONTRACT,

@@ -148,6 +148,23 @@ def _attend(node: FxNode, *arguments: Any) -> Converted:
     return Call("attend", operands, attrs)
 
 
+@converter("tilecc.attend_block.default")
+def _attend_block(node: FxNode, *arguments: Any) -> Converted:
+    *operands, window_keys, softmax_scale, layer = arguments
+    attrs = {"window_keys": window_keys, "softmax_scale": softmax_scale, "layer": layer}
+    return Call("attend_block", operands, attrs)
+
+
+@converter("tilecc.split_heads.default")
+def _split_heads(node: FxNode, x: Any, heads: Any) -> Converted:
+    return Call("split_heads", (x,), {"heads": heads})
+
+
+@converter("tilecc.embed_masked.default")
+def _embed_masked(node: FxNode, tokens: Any, weight: Any, mask_embedding: Any, mask_token: Any) -> Converted:
+    return Call("embed_masked", (tokens, weight, mask_embedding), {"mask_token": mask_token})
+
+
 @converter("tilecc.route.default")
 def _route(node: FxNode, logits: Any, bias: Any, k: Any, norm_topk: Any, scaling: Any) -> Converted:
     return Call("route", (logits, bias), {"k": k, "norm_topk": norm_topk, "scaling": scaling})

@@ -55,6 +55,12 @@ def meta_caches(sources: Sources, module: nn.Module) -> list[Tensor]:
     return caches
 
 
+def further_inputs(module: nn.Module) -> dict[str, int]:
+    """Inputs of forward between seqs and the caches: name -> columns (f32 [T, columns]), 0 for i64 [T]. The
+    module's attribute `step_inputs`, if it has one."""
+    return dict(getattr(module, "step_inputs", {}))
+
+
 def export(sources: Sources, module: nn.Module, caches: Sequence[Tensor]) -> ExportedProgram:
     """Trace one step of T rows. The result is not functionalised: `attend` mutates its caches in place.
 
@@ -62,6 +68,9 @@ def export(sources: Sources, module: nn.Module, caches: Sequence[Tensor]) -> Exp
     exception of the model's own code.
     """
     rows = [torch.empty(_ROWS, dtype=torch.int64, device="meta") for _ in range(3)]
+    for width in further_inputs(module).values():
+        shape, dtype = ((_ROWS, width), torch.float32) if width else ((_ROWS,), torch.int64)
+        rows.append(torch.empty(shape, dtype=dtype, device="meta"))
     dim = Dim("T", min=1, max=MAX_ROWS)
     arguments = inspect.signature(module.forward).bind(*rows, *caches).arguments
     # one entry per parameter of forward; *caches is a single parameter that holds a tuple

@@ -15,9 +15,10 @@ _SUFFIX = {
     "silu": "_silu",
     "argmax": "_argmax",
     "mul": "_mul",
+    "split_heads": "_heads",
 }
 # Ops named after their weight.
-_WEIGHTED = ("embedding", "linear", "rms_norm")
+_WEIGHTED = ("embedding", "embed_masked", "linear", "rms_norm")
 
 
 class Names:

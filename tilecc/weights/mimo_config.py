@@ -64,7 +64,7 @@ class MiMoConfig:
     layers: tuple[LayerConfig, ...]
 
 
-class _Reader:
+class Reader:
     """Reads keys of the raw configuration and collects what is wrong with them, to report all at once."""
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
@@ -139,7 +139,7 @@ def parse_config(raw: Mapping[str, Any]) -> MiMoConfig:
     Raises :class:`TileccError` with one diagnostic per bad key: TC0107 (missing or illegal value), TC0202
     (dimension does not fit the quantisation block), TC0306 (unknown quantization_config).
     """
-    r = _Reader(raw)
+    r = Reader(raw)
     _refuse_other_models(r)
     count = r.integer("num_hidden_layers")
     pattern = r.flags("hybrid_layer_pattern", count)
@@ -189,7 +189,7 @@ def parse_config(raw: Mapping[str, Any]) -> MiMoConfig:
     return config
 
 
-def _refuse_other_models(r: _Reader) -> None:
+def _refuse_other_models(r: Reader) -> None:
     r.only("model_type", (None, "mimo_v2"), "the split q/k/v layout of mimo_v2_flash is another definition")
     r.only("attention_projection_layout", (None, "fused_qkv"), "the official mimo_v2 layout is fused_qkv")
     r.only("hidden_act", (None, "silu"), "the family uses silu")
@@ -210,7 +210,7 @@ def _refuse_other_models(r: _Reader) -> None:
             )
 
 
-def _layers(r: _Reader, count: int, pattern: list[int], moe: list[int]) -> tuple[LayerConfig, ...]:
+def _layers(r: Reader, count: int, pattern: list[int], moe: list[int]) -> tuple[LayerConfig, ...]:
     sizes = ("num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim")
     full = [r.integer(key) for key in sizes]
     local = [r.integer(f"swa_{key}", value) for key, value in zip(sizes, full, strict=True)]
@@ -267,7 +267,7 @@ def _layers(r: _Reader, count: int, pattern: list[int], moe: list[int]) -> tuple
     return tuple(rows)
 
 
-def _quantization(r: _Reader) -> tuple[Format, Format, frozenset[str]]:
+def _quantization(r: Reader) -> tuple[Format, Format, frozenset[str]]:
     """(format of dense linears, format of experts, names of modules that stay bf16)."""
     quant = r.raw.get("quantization_config")
     if quant is None:

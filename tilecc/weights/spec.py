@@ -31,7 +31,8 @@ class ParamSpec:
     ``source`` is the official tensor name; for a stacked parameter "{e}" stands for the expert index and
     ``experts`` is their number (0: not stacked). ``shape`` is the logical shape of ONE source tensor (an
     MXFP4 matrix of N rows and K columns has shape (N, K) although K/2 bytes are stored). ``chunks`` is the
-    number of row chunks whose FP8 scale grid restarts (the fused QKV matrix; 1 elsewhere).
+    number of row chunks whose FP8 scale grid restarts (the fused QKV matrix; 1 elsewhere). ``shared``: the
+    tensor is the target model's, whose weight image a draft reads; the draft's own checkpoint has none.
     """
 
     source: str
@@ -40,6 +41,7 @@ class ParamSpec:
     experts: int = 0
     optional: bool = False
     chunks: int = 1
+    shared: bool = False
 
     @property
     def stacked_shape(self) -> tuple[int, ...]:
