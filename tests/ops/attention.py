@@ -44,6 +44,7 @@ class Shape:
     kv: str = "bf16"
     max_context: int = 512
     max_seqs: int = 1
+    max_rows: int = 8
     target: str = "sm_90a"
 
     @property
@@ -93,7 +94,7 @@ class Built:
 def build(out: Path, shape: Shape, sinks: F32 | None = None, kv_blocks: int | None = None) -> Built:
     """Compile one attention layer. `kv_blocks` replaces the size of the cache that the passes chose."""
     s = shape
-    ctx = PassContext(find_target(s.target), s.max_context, s.max_seqs)
+    ctx = PassContext(find_target(s.target), s.max_context, s.max_seqs, max_rows=s.max_rows)
     attrs: dict[str, Any] = {
         "heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.dim, "v_head_dim": s.v_dim,
         "window": s.window, "scale": s.dim**-0.5, "sink": s.sink, "kv": s.kv,
@@ -114,6 +115,7 @@ def build(out: Path, shape: Shape, sinks: F32 | None = None, kv_blocks: int | No
         1,
         tuple(ops),
         weights,
+        max_rows=s.max_rows,
     )
     tiles = tiled(graph, ctx)
     if kv_blocks is not None:
@@ -255,7 +257,8 @@ def launch(kernel: BareKernel, built: Built, case: Case, steps: int = 1) -> Bare
 def attend(kernel: BareKernel, built: Built, case: Case, steps: int = 1) -> NDArray[Any]:
     """o bf16 [T, H * Dv] of the last step."""
     s, result = case.shape, launch(kernel, built, case, steps)
-    return from_activations(result.regions["attention"].view(BF16), s.heads * s.v_dim)[: len(case.places)]
+    o = from_activations(result.regions["attention"].view(BF16), s.heads * s.v_dim, s.max_rows)
+    return o[: len(case.places)]
 
 
 # -------------------------------------------------------------------------------------------- reference

@@ -274,6 +274,26 @@ def test_bits_do_not_depend_on_the_longest_context(make: Make) -> None:
     assert (bits(run(short, case)) == bits(run(long, case))).all()
 
 
+@pytest.mark.parametrize("rows", [16, pytest.param(64, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("shape", [PRO_WINDOW, PRO_GLOBAL], ids=["window", "global"])
+def test_steps_of_more_rows_give_the_same_bits(make: Make, shape: Shape, rows: int) -> None:
+    """A chunk of one sequence as long as the ring allows, and the beginning of another."""
+    more = dataclasses.replace(shape, max_rows=rows)
+    places = [(190 + i, 0) for i in range(rows - 3)] + [(i, 1) for i in range(3)]
+    case = random_case(more, places, seed=23)
+    got = run(make(more), case)
+    check(got, reference(case, make(more).sinks, splits(make(more))))
+    for first in range(0, rows, 8):
+        few = case.rows(*range(first, first + 8))
+        same = run(make(shape), dataclasses.replace(few, shape=shape))
+        assert (bits(same) == bits(got[first : first + 8])).all()
+    order = [int(i) for i in np.random.default_rng(2).permutation(rows)]
+    assert (bits(run(make(more), case.rows(*order), grid=5)) == bits(got)[order]).all()
+    kernel = make(more).emulator(detect=DETECT_ALL, schedule="pct", landing="last", seed=4)
+    assert (bits(attend(kernel, make(more), case, steps=2)) == bits(got)).all()
+    assert_clean(kernel)
+
+
 @pytest.mark.parametrize("residue", range(16))
 def test_every_residue_of_the_ring(make: Make, residue: int) -> None:
     """Every place of a block as the last position, after the ring has wrapped."""

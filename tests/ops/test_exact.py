@@ -38,13 +38,13 @@ def e4m3() -> F64:
 
 def one_at_a_time(built: Built, values: NDArray[Any]) -> NDArray[np.float32]:
     """f32 [rows, columns]: what each column of the matrix gives with its activation `values` alone."""
-    rows, cols = built.package.manifest.image[-1].rows, values.size
+    rows, cols, step = built.package.manifest.image[-1].rows, values.size, built.package.manifest.max_rows
     kernel, out = built.emulator(detect=DETECT_ALL), np.zeros((rows, cols), np.float32)
-    for first in range(0, cols, 8):
-        x = np.zeros((8, cols), BF16)
-        x[np.arange(8), first + np.arange(8)] = values[first : first + 8]
-        result = kernel.run({"hidden": to_activations(x)})
-        out[:, first : first + 8] = result.partials(built.constant("Project", "tile_splits"), rows).T
+    for first in range(0, cols, step):
+        x = np.zeros((step, cols), BF16)
+        x[np.arange(step), first + np.arange(step)] = values[first : first + step]
+        result = kernel.run({"hidden": to_activations(x, step)})
+        out[:, first : first + step] = result.partials(built.constant("Project", "tile_splits"), rows).T
         assert_clean(kernel)
     return out
 
@@ -67,8 +67,10 @@ def places(rows: int, cols: int) -> tuple[NDArray[Any], NDArray[Any]]:
 # ---------------------------------------------------------------------------------------------------- MXFP4
 
 
-@pytest.fixture(scope="module")
-def mxfp4(tmp_path_factory: pytest.TempPathFactory) -> tuple[Built, F64, NDArray[Any]]:
+@pytest.fixture(scope="module", params=[8, 64], ids=["8 rows", "64 rows"])
+def mxfp4(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Built, F64, NDArray[Any]]:
     """Kernel, values [912, 128] and scale bytes [912, 4]: all codes in all places of a word, with all scale
     bytes in all places of a scale word."""
     rows = -(-SCALES // 4) * 16
@@ -79,7 +81,7 @@ def mxfp4(tmp_path_factory: pytest.TempPathFactory) -> tuple[Built, F64, NDArray
     codes = ((turn + first) % 8 + 8 * (row % 2)).astype(np.uint8)
     scales = ((first + np.arange(4) * 57) % SCALES).astype(np.uint8)
     tensors = {W: codes[:, 0::2] | codes[:, 1::2] << 4, W.removesuffix(".weight") + ".weight_scale": scales}
-    op = SingleOp("project", "mxfp4", rows, BLOCK)
+    op = SingleOp("project", "mxfp4", rows, BLOCK, max_rows=request.param)
     built = with_matrices(tmp_path_factory.mktemp("mxfp4") / "p", op, tensors)
     full = scales.repeat(32, axis=1)
     number, _ = places(rows, BLOCK)
@@ -130,16 +132,17 @@ def fp8_matrix(rows: int, cols: int) -> NDArray[np.uint8]:
     return code.astype(np.uint8)
 
 
-def fp8(out: Path, codes: NDArray[np.uint8], scales: NDArray[np.float32]) -> Built:
-    op = SingleOp("project", "fp8_block", *codes.shape)
+def fp8(out: Path, codes: NDArray[np.uint8], scales: NDArray[np.float32], max_rows: int = 8) -> Built:
+    op = SingleOp("project", "fp8_block", *codes.shape, max_rows=max_rows)
     return with_matrices(out, op, {W: codes.view(FP8), W + "_scale_inv": scales})
 
 
-def test_every_fp8_code_in_every_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_rows", [8, 64])
+def test_every_fp8_code_in_every_place(tmp_path: Path, max_rows: int) -> None:
     codes = fp8_matrix(32, 2 * BLOCK)
     w = e4m3()[codes]
     assert (w.astype(BF16).astype(np.float64) == w).all()  # all of them are bf16 numbers
-    built = fp8(tmp_path / "p", codes, np.ones((1, 2), np.float32))
+    built = fp8(tmp_path / "p", codes, np.ones((1, 2), np.float32), max_rows)
     assert (one_at_a_time(built, np.ones(2 * BLOCK, BF16)) == w).all()
     for low, high in ((-8, 8), (-109, -107), (30, 32)):
         values = bf16_values(2 * BLOCK, seed=3, low=low, high=high)
