@@ -189,7 +189,7 @@ MUSEUM = (
         "too many arrivals asked for", _ring("weights", empty_count=5), "arrivals", ("5 arrivals", "4 warps")
     ),
     Exhibit(
-        "too few arrivals asked for", _ring("exchange", full_count=3), "arrivals", ("3 arrivals", "4 warps")
+        "too few arrivals asked for", _ring("exchange", full_count=3), "arrivals", ("3 arrivals", "makes 4")
     ),
     Exhibit(
         "a stage given back before it is read",

@@ -45,7 +45,7 @@ def _count(made: Counter[str], do: Do, f: Frame, row: RowSync, program: SyncProg
         made["mbar_arrive"] += 1
     elif verb == "commit":
         ring = next(r for r in program.rings if r.name == do.ring)
-        made["mbar_arrive"] += int(ring.full_count > 1 or f.warp == 0)
+        made["mbar_arrive"] += int(ring.commits > 1 or f.warp == 0)
     elif verb in ("inputs", "previous") or (verb == "idle" and not f.tasks):
         made["counter_wait"] += len(row.waits)  # by an elected lane
     elif verb == "signal":

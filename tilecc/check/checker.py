@@ -26,7 +26,7 @@ ASSIGNMENTS = (
     Values(grid=1, tasks=2, chunks=2, experts=2, blocks=2, rows=2, early=1),
     Values(grid=2, tasks=3, chunks=2, experts=2, blocks=4, early=2, stop=True),
     Values(grid=3, tasks=1, chunks=1, experts=0, blocks=0, rows=2),
-    Values(grid=3, tasks=4, chunks=3, experts=1, blocks=99, rows=3, early=99),
+    Values(grid=3, tasks=4, chunks=2, experts=1, blocks=99, rows=3, early=99, row_tiles=1),
     Values(grid=2, tasks=1, chunks=1, experts=1, blocks=1, spread=False),
 )
 """CTAs with none, one and several tasks of an op; expert lists that are empty, of one and of two; windows of

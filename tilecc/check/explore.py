@@ -17,9 +17,11 @@ import numpy as np
 from tilecc.check.blocked import deadlock
 from tilecc.check.extents import Extents, Frame, Launch, Values, walk
 from tilecc.check.machine import Barrier, Clock, Counter, Named, Thread, Touch, Violation
-from tilecc.check.sync import Do, RingSync, RowSync, SyncProgram
+from tilecc.check.sync import VERBS, Do, RingSync, RowSync, SyncProgram
 
 PRODUCING = frozenset({"acquire", "put", "copy", "commit"})
+ACTING = frozenset(VERBS) - {"inputs", "idle", "previous", "ended", "sync", "acquire", "take"}
+"""Verbs that never wait."""
 
 
 class Explorer:
@@ -30,7 +32,7 @@ class Explorer:
         self.extents: Extents = values
         self.rings = {r.name: r for r in program.rings}
         self.per_layer = {b.name: b.per_layer for b in program.buffers}
-        self.scripts = {(op.name, s.role): s.body for op in program.ops for s in op.scripts}
+        self.scripts = {(op.name, s.role): s for op in program.ops for s in op.scripts}
         self.begin = {s.role: s.body for s in program.begin}
         numbers = {op.name: i for i, op in enumerate(program.ops)}
         self.rows = [(row, program.op(row.op), numbers[row.op]) for row in program.rows]
@@ -41,7 +43,8 @@ class Explorer:
         slots = sum(r.slots for r in program.rings)
         self.size = values.grid * (sum(self.role_warps.values()) + slots)
         self.threads: list[Thread] = []
-        self.barriers: dict[tuple[int, str, int, str], Barrier] = {}
+        self.barriers: dict[tuple[int, str], list[tuple[Barrier, Barrier]]] = {}
+        """Full and empty barriers of every slot, by CTA and ring."""
         self.named: dict[tuple[int, str], Named] = {}
         for cta in range(values.grid):
             for role in program.roles:
@@ -63,8 +66,7 @@ class Explorer:
                     name = f"{ring.name}[{slot}] of CTA {cta}"
                     full = Barrier(f"full {name}", ring.full_count, ring.full_count, agent, makers)
                     empty = Barrier(f"empty {name}", ring.empty_count, ring.empty_count, -1, takers)
-                    self.barriers[cta, ring.name, slot, "full"] = full
-                    self.barriers[cta, ring.name, slot, "empty"] = empty
+                    self.barriers.setdefault((cta, ring.name), []).append((full, empty))
                     agent += 1
         self.counters = {op.counter: Counter(op.name) for op in program.ops if op.counter >= 0}
         self.slots: dict[tuple[int, str, int], dict[tuple[str, int], Touch]] = {}
@@ -127,21 +129,29 @@ class Explorer:
         for step in range(self.values.steps):
             t.step, t.row = step, 0
             if begin and first is not None and step:
-                for do in walk(begin, Frame(first, -1, step, t.cta, t.warp, warps), self.extents):
-                    yield from self.do(t, do, Frame(first, -1, step, t.cta, t.warp, warps))
+                f = Frame(first, -1, step, t.cta, t.warp, warps)
+                for do in walk(begin, f, self.extents):
+                    if do.verb in ACTING:
+                        self.act(t, do, f)
+                    else:
+                        yield from self.wait(t, do, f)
             for index, (row, op, number) in enumerate(self.rows):
-                body = self.scripts.get((op.name, t.role), ())
-                if not body:
+                script = self.scripts.get((op.name, t.role))
+                if script is None:
                     continue
                 t.row = index
-                dealt = self.extents.dealt(op, number, row.layer, t.cta, step)
+                cta = (t.cta - script.shift) % self.values.grid
+                dealt = self.extents.dealt(op, number, row.layer, cta, step)
                 f = Frame(op, row.layer, step, t.cta, t.warp, warps, dealt)
-                for do in walk(body, f, self.extents):
-                    yield from self.do(t, do, f)
+                for do in walk(script.body, f, self.extents):
+                    if do.verb in ACTING:
+                        self.act(t, do, f)
+                    else:
+                        yield from self.wait(t, do, f)
 
     # ---- statements ----------------------------------------------------------------------------------------
 
-    def do(self, t: Thread, s: Do, f: Frame) -> Iterator[object]:
+    def wait(self, t: Thread, s: Do, f: Frame) -> Iterator[object]:
         verb, row = s.verb, self.rows[t.row][0]
         if verb == "inputs":
             yield from self.wait_inputs(t, row, 0)
@@ -154,34 +164,43 @@ class Explorer:
             last = self.by_counter[self.program.last]
             yield from self.wait_counter(t, last.counter, t.step * last.per_step, -1)
             self.tick(t)
-        elif verb == "signal":
-            self.signal(t)
         elif verb == "sync":
             yield from self.named_barrier(t, self.named[t.cta, s.bar])
+        else:
+            ring = self.rings[s.ring]
+            slot, lap, _ = self.place(t, s, ring, f)
+            if verb == "take":
+                yield from self.wait_phase(t, self.barriers[t.cta, ring.name][slot][0], lap)
+            elif lap:
+                yield from self.wait_phase(t, self.barriers[t.cta, ring.name][slot][1], lap - 1)
+
+    def place(self, t: Thread, s: Do, ring: RingSync, f: Frame) -> tuple[int, int, tuple[str, bool]]:
+        """Slot and lap that a statement means, and the key of its cursor."""
+        # A producer may read back what it puts into a slot.
+        producing = s.verb in PRODUCING or (s.verb == "use" and t.role not in ring.consumers)
+        side = (ring.name, producing)
+        at = t.cursor.get(side, 0)
+        if s.ahead:
+            at += self.extents.trips(s.ahead, f)
+        return at % ring.slots, at // ring.slots, side
+
+    def act(self, t: Thread, s: Do, f: Frame) -> None:
+        verb = s.verb
+        if verb == "signal":
+            self.signal(t)
         elif verb in ("read", "write"):
             self.touch_buffer(t, s, verb == "write", t.number, int(t.clock[t.number]))
         else:
-            yield from self.ring_statement(t, s, self.rings[s.ring], f)
+            self.ring_statement(t, s, self.rings[s.ring], f)
 
     def buffer_of(self, name: str, row: int) -> str:
         return f"{name}.{self.program.rows[row].layer}" if self.per_layer.get(name) else name
 
-    def ring_statement(self, t: Thread, s: Do, ring: RingSync, f: Frame) -> Iterator[object]:
+    def ring_statement(self, t: Thread, s: Do, ring: RingSync, f: Frame) -> None:
         verb = s.verb
-        # A producer may read back what it puts into a slot.
-        producing = verb in PRODUCING or (verb == "use" and t.role not in ring.consumers)
-        side = ("produce" if producing else "consume", ring.name)
-        at = t.cursor.get(side, 0)
-        place = at + (self.extents.trips(s.ahead, f) if s.ahead else 0)
-        slot, lap = place % ring.slots, place // ring.slots
-        full = self.barriers[t.cta, ring.name, slot, "full"]
-        empty = self.barriers[t.cta, ring.name, slot, "empty"]
-        if verb == "acquire":
-            if lap:
-                yield from self.wait_phase(t, empty, lap - 1)
-        elif verb == "take":
-            yield from self.wait_phase(t, full, lap)
-        elif verb == "put":
+        slot, _, side = self.place(t, s, ring, f)
+        full, empty = self.barriers[t.cta, ring.name][slot]
+        if verb == "put":
             self.touch_slot(t, ring, slot, s.area, f, True, t.number, int(t.clock[t.number]))
         elif verb == "copy":
             if t.warp == 0:
@@ -194,15 +213,15 @@ class Explorer:
             # release.
             self.touch_slot(t, ring, slot, s.area, f, False, t.number, int(t.clock[t.number]))
         elif verb == "commit":
-            if ring.full_count > 1 or t.warp == 0:
+            if ring.commits > 1 or t.warp == 0:
                 self.arrive(t, full)
-            t.cursor[side] = at + 1
+            t.cursor[side] = t.cursor.get(side, 0) + 1
         elif verb == "release":
             self.arrive(t, empty)
             if not s.ahead:
-                t.cursor[side] = at + 1
+                t.cursor[side] = t.cursor.get(side, 0) + 1
         elif verb == "skip":
-            t.cursor[side] = at + 1
+            t.cursor[side] = t.cursor.get(side, 0) + 1
 
     def wait_phase(self, t: Thread, barrier: Barrier, phase: int) -> Iterator[object]:
         if barrier.phase <= phase:
@@ -211,7 +230,7 @@ class Explorer:
         t.blocked = None
         if barrier.phase > phase + 1:
             self.lapped(t, barrier, phase)
-        t.clock = np.maximum(t.clock, barrier.done[phase])
+        np.maximum(t.clock, barrier.done[phase], out=t.clock)
         self.tick(t)
 
     def tick(self, t: Thread) -> None:
@@ -271,9 +290,12 @@ class Explorer:
         # missing one.
         known = instance if arrivals >= grid else instance - 1
         for k in range(max(1, known - 1), known + 1):  # older ones are in these clocks
-            for source, clock in counter.clocks.get(k, {}).items():
-                if op.scope != "cta" or source == t.cta:
-                    t.clock = np.maximum(t.clock, clock)
+            if k not in counter.clocks:
+                continue
+            if op.scope == "gpu":
+                np.maximum(t.clock, counter.joined[k], out=t.clock)
+            elif op.scope == "cta" and t.cta in counter.clocks[k]:
+                np.maximum(t.clock, counter.clocks[k][t.cta], out=t.clock)
 
     def signal(self, t: Thread) -> None:
         op = self.rows[t.row][1]
@@ -286,14 +308,17 @@ class Explorer:
             for c, number in self.signaller.items()
             if k > 1 and (c not in before or before[c][number] > t.clock[number])
         ]
-        if late and op.scope != "cta":
+        if late and op.scope == "gpu":
             self.report(
                 "lap", (op.name,),
                 f"CTA {t.cta} signals instance {k} of `{op.name}` although CTA {late[0]} may not have"
                 f" signalled instance {k - 1}: its arrival can stand in for the missing one",
                 (t.row,),
             )  # fmt: skip
-        counter.clocks.setdefault(k, {})[t.cta] = t.clock.copy()
+        mine = t.clock.copy()
+        counter.clocks.setdefault(k, {})[t.cta] = mine
+        known = counter.joined.get(k)
+        counter.joined[k] = mine if known is None else np.maximum(known, mine)
         self.tick(t)
         counter.value += 1
         self.wake(counter.waiters)

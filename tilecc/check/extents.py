@@ -1,17 +1,19 @@
 """Extents: what the symbols of scripts are worth, and the walk through a script.
 
     tasks    of the op on this CTA                  any       1 if there is one
-    first    1 in the first task                    warp0     1 on warp 0 of the role, `cta0` of CTA 0
+    first    1 in the first task                    warp0     1 on warp 0 of the role
     chunks   K chunks of a task                     experts   of a split of the down projection, in turns of
     rows     of a task of a global layer                      as many as share a stage
     blocks   KV blocks of such a task               stop      1 if the launch has stop ids
     rounds   of a sliding layer's window            early     its blocks of keys that come before the queries
+    tiles    row tiles of the step
     span     blocks of a round                      lead      those of them that came early
     late     those that did not                     opening   1 in the first round
     turn     1 on the warp whose turn the block is  held      activation slots of a task
     pieces   K chunks in such a slot                slot      the number of that slot
     fresh    1 in a task that does not find its     closing   1 in a task that leaves none to the next task
              activations in the ring
+    cta=1    1 on CTA 1; so cta!=, layer=, layer!=
 
 `Values` assigns small numbers, for the checker; `Launch` has those of a real launch, for the test that
 compares the protocols with what the emulator counts.
@@ -24,9 +26,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tilecc.check.sync import Do, OpSync, Statement
-
-KV_BLOCK = 16
-ROWS = 8
+from tilecc.ir.attention import KV_BLOCK
+from tilecc.ir.rows import TILE_ROWS
 
 
 @dataclass(slots=True)
@@ -86,8 +87,10 @@ def _common(over: str, f: Frame) -> int | None:
         return int(f.nth == 0)
     if over == "warp0":
         return int(f.warp == 0)
-    if over == "cta0":
-        return int(f.cta == 0)
+    name, sign, number = over.partition("=")
+    if sign:
+        at = f.cta if name.startswith("cta") else f.layer
+        return int((at == int(number)) != name.endswith("!"))
     if over == "opening":
         return int(f.round == 0)
     if over == "slot":
@@ -130,6 +133,7 @@ class Values:
     blocks: int
     rows: int = 1
     early: int = 0
+    row_tiles: int = 2
     steps: int = 2
     stop: bool = False
     varying: bool = False
@@ -176,6 +180,8 @@ class Values:
             return min(f.op.shape["act_chunk"] // f.op.shape["chunk"], 2)
         if over in ("fresh", "closing"):
             return _shared(over, f, 2)
+        if over == "tiles":
+            return min(f.op.shape["row_tiles"], self.row_tiles)
         if over in ("experts", "rows", "blocks"):
             return {"experts": self.active(f.step), "rows": self.rows, "blocks": self.blocks}[over]
         blocks = max(1, min(self.blocks, f.op.shape["max_blocks"]))
@@ -203,7 +209,7 @@ class Launch:
         if op.kind == "experts_up":
             count = s["groups"] * len(self.experts[layer])
         elif op.kind == "attention_merge":
-            count = op.tasks // ROWS * n
+            count = op.tasks // s["max_rows"] * n
         elif op.kind == "attention" and "splits" not in s:
             count = s["kv_heads"] * n
         elif op.kind == "attention":
@@ -229,6 +235,8 @@ class Launch:
             return -(-min(s["act_chunk"], self.task_blocks(f) - f.slot * s["act_chunk"]) // s["chunk"])
         if over in ("fresh", "closing"):
             return _shared(over, f, s["groups"])
+        if over == "tiles":
+            return -(-len(self.rows) // TILE_ROWS)
         if over == "experts":
             split, experts, splits = f.task // s["groups"], s["experts"], s["splits"]
             lo, hi = split * experts // splits, (split + 1) * experts // splits
@@ -238,7 +246,7 @@ class Launch:
             return len(rows) if over == "rows" else self.blocks(f, rows)
         position = self.rows[f.task // s["kv_heads"]][0]
         first, last = max(0, position - s["window"] + 1) // KV_BLOCK, position // KV_BLOCK
-        old = max(0, position - (ROWS - 1)) // KV_BLOCK
+        old = max(0, position - (s["max_rows"] - 1)) // KV_BLOCK
         found = _window(over, f, last - first + 1, min(max(0, old - first), s["max_early"]))
         assert found is not None, over
         return found

@@ -25,6 +25,7 @@ from tilecc.check.sync import (
 )
 from tilecc.ir.attention import block_bytes, window_blocks
 from tilecc.ir.program import OpClass, Program
+from tilecc.ir.rows import row_tiles
 
 READ_ONLY = "image"
 """The weight image: written by nobody, so accesses to it are left out."""
@@ -42,16 +43,19 @@ def lower(program: Program) -> SyncProgram:
     warps = {role.name: role.warps for role in program.roles}
     slots = {ring.name: ring.slots for ring in program.rings}
     rings = [
-        RingSync("weights", slots["weights"], "loader", ("consumer",), 1, warps["consumer"]),
+        RingSync("weights", slots["weights"], "loader", ("consumer",), 1, warps["consumer"], 1),
         RingSync(
             "activations", slots["activations"], "activations", ("consumer",),
-            warps["activations"], warps["consumer"],
+            warps["activations"], warps["consumer"], warps["activations"],
         ),
-        RingSync("exchange", slots["exchange"], "consumer", ("store",), warps["consumer"], warps["store"]),
+        RingSync(
+            "exchange", slots["exchange"], "consumer", ("store",), warps["consumer"], warps["store"],
+            warps["consumer"],
+        ),
     ]  # fmt: skip
     if any(op.kind == "route" for op in program.classes):
         everyone = tuple(role.name for role in program.roles)
-        rings.append(RingSync("routing", 1, "activations", everyone, 1, sum(warps.values())))
+        rings.append(RingSync("routing", 1, "activations", everyone, 1, sum(warps.values()), 1))
     names = {region.name for region in program.workspace} - NOT_CHECKED | {"kv", "token", "stop"}
     rows = tuple(
         RowSync(row.op, row.layer, tuple(WaitSync(w.counter, w.ordinal) for w in row.waits))
@@ -102,9 +106,10 @@ def _shape(op: OpClass, program: Program) -> dict[str, int]:
     """Sizes that the symbols of the op's scripts follow from."""
     c = op.constants
     warps = next(role.warps for role in program.roles if role.name == "consumer")
-    shape = {"rotation": int(c["rotation"])}
+    shape = {"rotation": int(c["rotation"]), "max_rows": program.max_rows}
     if "tile_chunk" in c:
         shape |= {key: int(c[f"tile_{key}"]) for key in ("blocks", "chunk", "act_chunk", "slots", "splits")}
+        shape["row_tiles"] = row_tiles(program.max_rows)
         shape["groups"] = -(-int(c["tile_tiles"]) // int(c["tile_group"]))
         per_task = -(-shape["blocks"] // shape["splits"])
         shape["held"] = -(-per_task // shape["act_chunk"])
@@ -176,7 +181,7 @@ def _route(op: OpClass) -> Scripts:
         both,
         *(Do("read", buffer=b) for b in _reads(op)),
         Do("put", "routing", area="warp:selected"),
-        Loop("cta0", (Do("write", buffer="routes"),)),
+        Loop("cta=0", (Do("write", buffer="routes"),)),
         both,
     )
     build = (Do("use", "routing", area="warp:selected"), Do("put", "routing"))
@@ -232,7 +237,7 @@ def _gemv(op: OpClass) -> Scripts:
             ),
             Loop("closing", (Loop("held", (Do("skip", "activations"),)),)),
         )
-    exchange = (Do("acquire", "exchange"), Do("put", "exchange"), Do("commit", "exchange"))
+    exchange = Loop("tiles", (Do("acquire", "exchange"), Do("put", "exchange"), Do("commit", "exchange")))
     writes = tuple(Do("write", buffer=b) for b in _writes(op))
     # The head folds its tiles and leaves one result per CTA, with or without tasks.
     tile, end = ((), writes) if op.kind == "head" else (writes, ())
@@ -243,7 +248,7 @@ def _gemv(op: OpClass) -> Scripts:
         Script(
             "activations", (*every, Loop("any", (Do("inputs"),)), Loop("tasks", (*each, put)), *last)
         ),
-        Script("consumer", (*every, Loop("tasks", (*each, *consume, *exchange)), *last)),
+        Script("consumer", (*every, Loop("tasks", (*each, *consume, exchange)), *last)),
         Script(
             "store",
             (
@@ -252,8 +257,13 @@ def _gemv(op: OpClass) -> Scripts:
                 Loop(
                     "tasks",
                     (
-                        Do("take", "exchange"), Do("use", "exchange"), *rows, *tile,
-                        Do("release", "exchange"),
+                        Loop(
+                            "tiles",
+                            (
+                                Do("take", "exchange"), Do("use", "exchange"), *rows, *tile,
+                                Do("release", "exchange"),
+                            ),
+                        ),
                     ),
                 ),
                 *end,

@@ -39,11 +39,12 @@ class Barrier:
 
 @dataclass
 class Counter:
-    """Signals so far; `clocks[k]` of instance k, by CTA."""
+    """Signals so far; `clocks[k]` of instance k, by CTA, and `joined[k]` of all of them."""
 
     op: str
     value: int = 0
     clocks: dict[int, dict[int, Clock]] = field(default_factory=dict)
+    joined: dict[int, Clock] = field(default_factory=dict)
     waiters: list[Thread] = field(default_factory=list)
 
 
@@ -82,7 +83,7 @@ class Thread:
     clock: Clock
     step: int = 0
     row: int = 0
-    cursor: dict[tuple[str, str], int] = field(default_factory=dict)
+    cursor: dict[tuple[str, bool], int] = field(default_factory=dict)
     signals: dict[int, int] = field(default_factory=dict)
     body: Iterator[object] | None = None
     blocked: object = None

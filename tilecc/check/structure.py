@@ -80,16 +80,19 @@ def _counts(program: SyncProgram) -> Iterator[Violation]:
     """Arrivals that complete a phase are those that the scripts make: one per warp and slot."""
     warps = {r.name: r.warps for r in program.roles}
     for ring in program.rings:
-        full = warps.get(ring.producer, 0)
-        if ring.full_count not in (1, full):
-            text = (
-                f"`{ring.name}`: {ring.full_count} arrivals fill a slot, `{ring.producer}` has {full} warps"
-            )
+        full = warps.get(ring.producer, 0) if ring.commits > 1 else 1
+        if ring.full_count != full:
+            text = f"`{ring.name}`: {ring.full_count} arrivals fill a slot, `{ring.producer}` makes {full}"
             yield Violation("arrivals", text, ())
         empty = sum(warps.get(c, 0) for c in ring.consumers)
         if ring.empty_count != empty:
             text = f"`{ring.name}`: {ring.empty_count} arrivals free a slot, consumers have {empty} warps"
             yield Violation("arrivals", text, ())
+    for op in program.ops:
+        if len({s.shift for s in op.scripts}) > 1:
+            sides = ", ".join(f"{s.role} by {s.shift}" for s in op.scripts)
+            text = f"`{op.name}`: its roles are dealt different tasks: {sides} CTAs further"
+            yield Violation("ring", text, (_row_of(program, op),))
 
 
 def _bars(program: SyncProgram) -> Iterator[Violation]:

@@ -66,15 +66,18 @@ Statement = Do | Loop
 
 @ir_node(positional=1)
 class Script:
-    """What every warp of a role does for an op."""
+    """What every warp of a role does for an op; the role takes the tasks that are dealt to the CTA `shift`
+    places before its own."""
 
     role: str
     body: tuple[Do | Loop, ...] = ()
+    shift: int = 0
 
 
 @ir_node(positional=1)
 class RingSync:
-    """A ring and its two mbarriers per slot: how many arrivals complete a phase of each."""
+    """A ring and its two mbarriers per slot: how many arrivals complete a phase of each. `commits` is how
+    many a commit makes: one per warp of the producer, or 1 by its warp 0 alone."""
 
     name: str
     slots: int
@@ -82,6 +85,7 @@ class RingSync:
     consumers: tuple[str, ...]
     full_count: int
     empty_count: int
+    commits: int
 
 
 @ir_node(positional=1)
@@ -111,9 +115,9 @@ class BufferSync:
 
 @ir_node(positional=1)
 class OpSync:
-    """An op class: its scripts, its counter (-1: none) and the scope of that counter's release and
-    acquire. `tasks` and `chunks` per task are the largest counts; `shape` holds the sizes that
-    `tilecc.check.extents` computes the symbols from."""
+    """An op class: its scripts, its counter (-1: none) and the scope of that counter's release ("gpu", "cta",
+    or "none" for a relaxed signal). `tasks` and `chunks` per task are the largest counts; `shape` holds the
+    sizes that `tilecc.check.extents` computes the symbols from."""
 
     name: str
     counter: int
