@@ -147,7 +147,7 @@ def _per_task(body: tuple[Statement, ...]) -> tuple[Statement, ...]:
     """The chunk loop around the consumers' statements taken away."""
     made: list[Statement] = []
     for s in body:
-        if isinstance(s, Loop) and s.over == "chunks":
+        if isinstance(s, Loop) and s.over in ("chunks", "pieces"):
             made.extend(s.body)
         elif isinstance(s, Loop):
             made.append(Loop(s.over, _per_task(s.body)))
@@ -225,7 +225,7 @@ MUSEUM = (
         "one stage per task, filled per chunk",
         _script("GateUp", "consumer", _per_task),
         "ring",
-        ("per chunks",),
+        ("per pieces",),
     ),
     Exhibit(
         "one role keeps the routing",
