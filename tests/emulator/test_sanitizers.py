@@ -104,6 +104,7 @@ def test_sanitizers_see_into_fibers(line: str, said: str, tmp_path: Path) -> Non
         "test_races.py",
         "test_banks.py",
         "test_structured.py test_scopes.py",
+        "test_hopper_findings.py",
     ],
 )
 def test_the_runtime_is_clean(files: str) -> None:
