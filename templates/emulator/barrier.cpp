@@ -267,10 +267,20 @@ void cta_sync(Site site) { named_barrier(0, engine->options.threads, true, "cta_
 
 void set_registers(int registers, bool up, Site site) {
   collective(nullptr, up ? "setmaxnreg_inc" : "setmaxnreg_dec", site, [&](Warp* w) {
-    static_cast<WarpState*>(w)->registers = registers;
+    static_cast<WarpState*>(w)->registers.push_back(registers);
     static_cast<WarpState*>(w)->registers_site = site;
     release_all(w);
   });
+}
+
+// setmaxnreg is an operation of a whole warpgroup: the hardware waits for, or mixes up, what differs.
+void check_registers_exit(WarpState* warp) {
+  for (const WarpState* other : my_cta()->warps) {
+    if (other->index / 4 != warp->index / 4 || !(other->exited & 1u) || other->registers == warp->registers) continue;
+    finding("TC0944", text("%s and warp %u of its warpgroup executed different sequences of setmaxnreg", who_now().c_str(), other->index),
+            warp->registers.empty() ? other->registers_site : warp->registers_site);
+    return;
+  }
 }
 
 // A thread that sleeps lets the others go first, whatever its priority was.

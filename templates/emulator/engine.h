@@ -133,7 +133,7 @@ struct WarpState : Warp {
   uint64_t cluster_round = 0;   // of the cluster's barrier that this warp arrived at and has not waited for
   std::vector<Store> stores;
   uint64_t groups = 0;  // committed so far
-  int registers = 0;
+  std::vector<int> registers;  // of its setmaxnreg, in order
   Site registers_site;
   WarpClocks clocks;
   std::shared_ptr<struct WgmmaState> wgmma;  // wgmma.cpp; null until the first
@@ -286,6 +286,7 @@ void check_exit(WarpState* warp);
 void check_cta_exit(CtaState* cta);
 void check_thread_exit();        // copy.cpp
 void check_wgmma_exit(WarpState* warp);
+void check_registers_exit(WarpState* warp);  // barrier.cpp
 
 // barrier.cpp
 void check_init(MBarrier* bar, bool async, const char* what, Site site);

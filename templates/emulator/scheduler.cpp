@@ -183,6 +183,7 @@ void thread_main() {
   if (cur->lane == 0) {
     check_exit(warp);
     check_wgmma_exit(warp);
+    check_registers_exit(warp);
   }
   warp->exited |= 1u << cur->lane;
   bool last = true;

@@ -65,6 +65,7 @@ MISTAKES = {
     20: ("TC0904", "bulk_g2s source of 144 bytes at in + 128", "mode == 20)"),
     21: ("TC0909", "bulk store of 64 bytes to out + 0 that was not waited for", "bulk_s2g(p.out"),
     22: ("TC0909", "bulk_wait<0> is missing", "bulk_s2g(p.out"),
+    29: ("TC0944", "of its warpgroup executed different sequences of setmaxnreg", "mode == 29)"),
     26: ("TC0902", "did not end within 200000 thread switches", "nanosleep("),
     27: ("TC0903", "region overlap [256, 512) overlaps region data [128, 384)", "mode == 27)"),
     28: ("TC0904", "outside the registered buffers", "mode == 28)"),

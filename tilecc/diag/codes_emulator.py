@@ -320,4 +320,13 @@ launch.
         wrong="wait_ge(counter, target, watch); syncwarp(); v = ldg_nc32(p.workspace + offset);",
         right="wait_ge(counter, target, watch); syncwarp(); v = ldg32(p.workspace + offset);",
     ),
+    "TC0944": Entry(
+        title="setmaxnreg differs within a warpgroup",
+        explanation="""
+setmaxnreg moves registers between warpgroups: all four warps of a warpgroup must execute the same one. Warps
+0 to 3 form the first warpgroup, 4 to 7 the second; roles with different budgets begin at a multiple of 4.
+""",
+        wrong="if (warp() == 0) setmaxnreg_dec<40>();",
+        right="if (warp() < 4) setmaxnreg_dec<40>();",
+    ),
 }
