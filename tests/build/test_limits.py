@@ -20,7 +20,11 @@ from tests.build.test_sass import MODEL, needs_tools
 from tilecc.build.sass_stats import LoopStats, SassReport, sass_stats
 from tilecc.emit.compiler import compile_model
 from tilecc.emit.single import SingleOp, one_op_package
+from tilecc.ir.attention import CHUNK_BLOCKS, block_bytes
+from tilecc.ir.program import Program
+from tilecc.ir.rows import act_block_bytes
 from tilecc.target import find_target
+from tilecc.weights.layout import BLOCK_BYTES
 
 RING_BYTES = 96 * 1024
 """Weights in flight that an SM of every target needs at least (the larger figure of the target table)."""
@@ -59,6 +63,8 @@ OPS = {
     "o_proj_whole": SingleOp("project", "bf16", 6144, 16384),
     "experts_whole": SingleOp("experts", "mxfp4", 4096, 6144, experts=384, k=8),
     "head_whole": SingleOp("head", "bf16", 152576, 6144),
+    # a matrix with fewer tiles than SMs, in short stages
+    "small": SingleOp("gate_up", "mxfp4", 512, 6144),
     # tall matrices of either scaled format: the loops of benchmarks/mainloop.py
     "mxfp4_wide": SingleOp("gate_up", "mxfp4", 122880, 6144),
     "fp8_wide": SingleOp("router", "fp8_block", 65536, 6144),
@@ -157,6 +163,38 @@ def test_a_whole_kernel_is_within_its_limits(whole: dict[str, Path], name: str, 
     assert len(loops) == 9
     if name != "tiny" and target == "sm_90a":
         assert [line for loop in loops for line in within(loop)] == []
+
+
+COPY_BYTES = 8 * 1024
+"""What one bulk copy of weights, activations or keys and values brings at least. Copies of 4 KiB end at
+2.5 TB/s on an H100, of 8 KiB at 3.1, of 16 KiB at 3.16 (benchmarks/results)."""
+
+
+def copies(program: Program) -> dict[str, int]:
+    """Bytes of a whole bulk copy, by op and ring, of every op that streams."""
+    slot = program.ring("activations").slot_bytes
+    found: dict[str, int] = {}
+    for op in program.classes:
+        c = op.constants
+        if "tile_chunk" in c:
+            chunk, blocks = int(c["tile_chunk"]), int(c["tile_blocks"])
+            tiles = int(c["tile_group"]) if chunk == blocks else 1
+            found[f"{op.name} weights"] = chunk * tiles * BLOCK_BYTES[str(c["format"])]
+            acts = int(c["tile_slots"]) * int(c["tile_act_chunk"])
+            found[f"{op.name} activations"] = acts * act_block_bytes(8)
+        elif op.kind == "attention" and not int(c["window"]):
+            block = block_bytes(int(c["head_dim"]), int(c["v_head_dim"]), str(c["kv"]))
+            found[f"{op.name} keys and values"] = min(CHUNK_BLOCKS, slot // block) * block
+    return found
+
+
+@pytest.mark.parametrize("kv", ["bf16", "fp8"])
+def test_bulk_copies_are_long(tmp_path: Path, kv: str) -> None:
+    """A sliding layer is left out: its window is 92 KiB of the L2 cache, and its time is latency."""
+    result = compiled(tmp_path / "rank", kv)
+    found = copies(Program.from_text(result.texts["20-program.txt"]))
+    assert len(found) == 2 * 9 + 1
+    assert {name: n for name, n in found.items() if n < COPY_BYTES} == {}
 
 
 def test_a_loop_that_exceeds_its_limits_is_named() -> None:

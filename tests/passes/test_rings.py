@@ -32,11 +32,11 @@ def test_before_and_after() -> None:
     # exchange: 4 warps of attention, each with the probabilities of one block and the maxima
     # and sums of 16 heads; a main loop over one K block leaves one partial.
     exchange = (2, 4 * (1024 + 128))
-    assert made == {"weights": (8, 2 * 4096), "activations": (8, 2 * 2048), "exchange": exchange}
+    assert made == {"weights": (12, 2 * 4096), "activations": (8, 2 * 2048), "exchange": exchange}
     (decision,) = (d for d in ctx.decisions if d.subject == "weights")
-    assert decision.choice == "8 stages of 8192 B"
+    assert decision.choice == "12 stages of 8192 B"
     needed = show(ctx.target.in_flight, "B")
-    assert decision.reason == f"64 KiB in flight per SM; the memory system needs {needed}"
+    assert decision.reason == f"96 KiB in flight per SM; the memory system needs {needed}"
 
 
 def test_the_largest_op_decides_the_slot() -> None:

@@ -22,7 +22,9 @@ ACTIVATION_SLOTS = 8
 MIN_ACTIVATION_SLOTS = 3
 MAX_ACTIVATION_SLOTS = 16
 EXCHANGE_SLOTS = 2
-MAX_WEIGHT_STAGES = 8
+WEIGHT_STAGES = 8
+MAX_WEIGHT_STAGES = 16
+"""Short stages, of small matrices: as many of them as RING_BYTES take, beyond WEIGHT_STAGES."""
 MIN_WEIGHT_STAGES = 3
 SLOT_STEP = 1024
 RING_BYTES = 96 * 1024
@@ -58,10 +60,11 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
     stage, activation, exchange = (ceil_div(n, 128) * 128 for n in (stage, activation, exchange))
     room = ctx.target.smem_per_cta - FIXED_BYTES - routing_bytes(graph.max_rows) - EXCHANGE_SLOTS * exchange
     slots = min(max(ACTIVATION_SLOTS, resident), MAX_ACTIVATION_SLOTS)
-    wanted = min(ceil_div(RING_BYTES, stage), MAX_WEIGHT_STAGES) * stage
+    most = min(MAX_WEIGHT_STAGES, max(WEIGHT_STAGES, ceil_div(RING_BYTES, stage)))
+    wanted = min(ceil_div(RING_BYTES, stage), most) * stage
     while slots > MIN_ACTIVATION_SLOTS and (room - slots * activation) // stage * stage < wanted:
         slots -= 1
-    stages = min(MAX_WEIGHT_STAGES, max(0, room - slots * activation) // stage)
+    stages = min(most, max(0, room - slots * activation) // stage)
     if stages < MIN_WEIGHT_STAGES:
         heads = [op for op in graph.ops if op.kind == "attention"] or list(graph.ops)
         largest = max(
