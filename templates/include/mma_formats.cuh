@@ -189,7 +189,9 @@ TK_FN void mma_rows(float (&acc)[MT][NT][4], const BlockAt& at, u32 tiles) {
     TK_UNROLL
     for (int n = 0; n < NT; ++n) part[m][n][0] = part[m][n][1] = part[m][n][2] = part[m][n][3] = 0.f;
   }
-  TK_UNROLL
+  // Unrolled, the compiler would keep more sums at once than there are registers.
+  constexpr u32 kUnroll = MT * NT > 8 ? 1 : 2;
+  TILECC_UNROLL(kUnroll)
   for (u32 half = 0; half < 2; ++half) {
     u32 words[MT][kWords];
     TK_UNROLL

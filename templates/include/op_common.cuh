@@ -20,8 +20,11 @@ TK_FN float softmax_p(float s, float m);
 // Loops with run-time trip counts stay rolled: what nvcc would unroll by four costs registers and instruction cache.
 #if defined(__CUDACC__)
 #define TILECC_ROLLED _Pragma("unroll 1")
+#define TILECC_PRAGMA(text) _Pragma(#text)
+#define TILECC_UNROLL(n) TILECC_PRAGMA(unroll(n))
 #else
 #define TILECC_ROLLED
+#define TILECC_UNROLL(n)
 #endif
 
 namespace tilecc {

@@ -53,7 +53,10 @@ def test_help_names_every_command_and_exit_code(cli: Any) -> None:
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("compile", "--target --output -o --config --max-context --max-seqs --grid --build --to --json"),
+        (
+            "compile",
+            "--target --output -o --config --max-context --max-seqs --rows --grid --build --to --json",
+        ),
         ("run", "--checkpoint --prompt --max-tokens --device --seed --schedule --verify --report --json"),
         ("logits", "--checkpoint --ids --output --device --rounding --seed --grid --json"),
         (

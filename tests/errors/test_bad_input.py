@@ -271,6 +271,12 @@ def test_no_gpu(cli: Any, tiny_package: Path, tmp_path: Path) -> None:
     check(done, code)
 
 
+def test_rows_of_no_program(cli: Any) -> None:
+    done = cli("compile", MODEL, "--target", "sm_90a", "--rows", 24)
+    check(done, "TC0703", "`--rows 24` is none of 8, 16, 32, 64")
+    assert "nearest: --rows 16" in done.err
+
+
 @pytest.mark.parametrize(
     ("code", "arguments", "part"),
     [

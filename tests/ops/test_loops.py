@@ -253,7 +253,7 @@ def test_adversarial_schedules(make: Make, name: str) -> None:
 # ----------------------------------------------------------------------------------------------- more rows
 
 
-BY_DAY = {"router-f32": 16, "gate_up-fp8": 16, "experts-mxfp4": 16, "project-mxfp4": 64, "head-bf16": 64}
+BY_DAY = {"router-f32": 16, "gate_up-fp8": 16, "experts-mxfp4": 64, "project-mxfp4": 64, "head-bf16": 64}
 MORE_ROWS = [
     pytest.param(name, rows, marks=[] if BY_DAY.get(name) == rows else [pytest.mark.nightly])
     for name in SMALL

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 
 from tests.passes.helpers import FILE, Net, context, line_of, lower, refusal, tiles_until, tiny
 from tilecc.emit.cuda import smem_bytes
+from tilecc.ir.tile import TileGraph
+from tilecc.ir.tile_rules import TILE_RULES
 from tilecc.passes.rings import (
     FIXED_BYTES,
     MAX_ACTIVATION_SLOTS,
@@ -81,3 +84,38 @@ def test_heads_that_do_not_fit() -> None:
     assert found.span is not None
     assert (found.span.file, found.span.line) == (FILE, line_of(graph, "layers.0.attend"))
     assert found.help
+
+
+def test_more_rows_than_shared_memory_holds() -> None:
+    """The nearest number of rows that does fit is named, and does fit."""
+    graph = Net(hidden=512, formats={"router": "f32"}).graph()
+
+    def made(rows: int, smem: int) -> TileGraph:
+        ctx = context()
+        small = dataclasses.replace(ctx.target, smem_per_cta=smem)
+        return tiles_until(graph, rings, dataclasses.replace(ctx, target=small, max_rows=rows))
+
+    # 16 rows have the stages of 8 and longer activations; 64 rows have short stages.
+    for rows, smem, near in ((16, 136, 8), (32, 106, 64)):
+        found = refusal(functools.partial(made, rows, smem * 1024), "TC0223")
+        assert found.span is not None and found.span.file == FILE
+        assert found.help == (f"nearest: --rows {near}",)
+        assert made(near, smem * 1024).max_rows == near and made(rows, 227 * 1024).max_rows == rows
+
+
+@pytest.mark.parametrize("rows", [16, 32, 64])
+def test_more_rows_keep_what_decides_the_bits(rows: int) -> None:
+    graph = Net(hidden=1024, vocab=8192, formats={"e_gate": "mxfp4", "e_up": "mxfp4"}).graph()
+    few = tiles_until(graph, rings)
+    many = tiles_until(graph, rings, dataclasses.replace(context(), max_rows=rows))
+    assert few.max_rows == 8 and many.max_rows == rows
+    kept = 0
+    for a, b in zip(few.ops, many.ops, strict=True):
+        for key in ("splits", "warps_k", "chunk_blocks", "turns"):
+            assert a.tiles.get(key) == b.tiles.get(key), (a.name, key)
+            kept += key in a.tiles
+        if "chunk" in b.tiles:
+            per_split = -(-b.tiles["blocks"] // (1 if b.kind == "experts_down" else b.tiles["splits"]))
+            chunk, warps = b.tiles["chunk"], b.tiles["warps_k"]
+            assert chunk >= per_split or chunk % warps == 0 or warps % chunk == 0
+    assert kept > 10 and not [d for rule in TILE_RULES for d in rule.check(many)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 
 from tilecc.diag import TileccError, error
 from tilecc.ir.attention import exchange_bytes, key_bytes, query_bytes, value_bytes
@@ -20,11 +21,14 @@ from tilecc.weights.layout import BLOCK_BYTES
 
 ACTIVATION_SLOTS = 8
 MIN_ACTIVATION_SLOTS = 3
+SMALLER_HEADS = "use smaller attention heads"
 MAX_ACTIVATION_SLOTS = 16
 EXCHANGE_SLOTS = 2
 WEIGHT_STAGES = 8
 MAX_WEIGHT_STAGES = 16
 """Short stages, of small matrices: as many of them as RING_BYTES take, beyond WEIGHT_STAGES."""
+MAX_SHORT_STAGES = 32
+"""The same for more than 8 rows, whose stages hold fewer K blocks."""
 MIN_WEIGHT_STAGES = 3
 SLOT_STEP = 1024
 RING_BYTES = 96 * 1024
@@ -36,6 +40,12 @@ static_assert."""
 
 def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
     """Fill `rings`. Raises TileccError TC0223 if not even the shortest weight ring fits."""
+    return _rings(graph, ctx, lambda g, c: _other_rows(g, c) or SMALLER_HEADS)
+
+
+def _rings(
+    graph: TileGraph, ctx: PassContext, advice: Callable[[TileGraph, PassContext], str] = lambda g, c: ""
+) -> TileGraph:
     consumers = next(r.warps for r in graph.roles if r.name == "consumer")
     weights = {w.name: w for w in graph.weights}
     stage = activation = exchange = 128  # a step of few ops may leave a ring unused
@@ -60,7 +70,8 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
     stage, activation, exchange = (ceil_div(n, 128) * 128 for n in (stage, activation, exchange))
     room = ctx.target.smem_per_cta - FIXED_BYTES - routing_bytes(graph.max_rows) - EXCHANGE_SLOTS * exchange
     slots = min(max(ACTIVATION_SLOTS, resident), MAX_ACTIVATION_SLOTS)
-    most = min(MAX_WEIGHT_STAGES, max(WEIGHT_STAGES, ceil_div(RING_BYTES, stage)))
+    longest = MAX_WEIGHT_STAGES if graph.max_rows == BASE_ROWS else MAX_SHORT_STAGES
+    most = min(longest, max(WEIGHT_STAGES, ceil_div(RING_BYTES, stage)))
     wanted = min(ceil_div(RING_BYTES, stage), most) * stage
     while slots > MIN_ACTIVATION_SLOTS and (room - slots * activation) // stage * stage < wanted:
         slots -= 1
@@ -76,14 +87,14 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
             span=largest.loc.span(largest.name),
             note=f"{ctx.target.smem_per_cta} B per CTA; activations {slots} x {activation} B,"
             f" exchange {EXCHANGE_SLOTS} x {exchange} B, one weight stage {stage} B",
-            help=_fewer_rows(graph, ctx) or "use smaller attention heads",
+            help=advice(graph, ctx),
         )
     in_flight = (
         f"{stages * stage // 1024} KiB in flight per SM; the memory system needs "
         f"{show(ctx.target.in_flight, 'B')}"
     )
     left = room - MIN_ACTIVATION_SLOTS * activation
-    shape = _shape("weights", (stages, stage), MIN_WEIGHT_STAGES, MAX_WEIGHT_STAGES, left, in_flight, ctx)
+    shape = _shape("weights", (stages, stage), MIN_WEIGHT_STAGES, most, left, in_flight, ctx)
     stages, stage = shape
     left = room - stages * stage
     wanted_slots = max(MIN_ACTIVATION_SLOTS, min(slots, left // activation))
@@ -101,13 +112,15 @@ def rings(graph: TileGraph, ctx: PassContext) -> TileGraph:
     )
 
 
-def _fewer_rows(graph: TileGraph, ctx: PassContext) -> str:
-    """The largest smaller number of rows whose rings fit, as advice; empty if there is none."""
-    for rows in sorted((n for n in ROW_COUNTS if n < graph.max_rows), reverse=True):
+def _other_rows(graph: TileGraph, ctx: PassContext) -> str:
+    """The nearest other number of rows whose rings fit, as advice; empty if there is none. More rows have
+    longer activations but shorter stages."""
+    others = (n for n in ROW_COUNTS if n != graph.max_rows)
+    for rows in sorted(others, key=lambda n: abs(n - graph.max_rows)):
         trial = dataclasses.replace(ctx, max_rows=rows, decisions=[], problems=[])
         fewer = dataclasses.replace(graph, max_rows=rows, buffers=())
         with contextlib.suppress(TileccError):
-            rings(tile(fewer, trial), trial)
+            _rings(tile(fewer, trial), trial)
             return f"nearest: --rows {rows}"
     return ""
 

@@ -46,8 +46,8 @@ MIN_CHUNK = {"bf16": 2, "f32": 1, "fp8_block": 4, "mxfp4": 8}
 """K blocks of a tile that one bulk copy should bring at least: 8 KiB. Copies of 4 KiB do not reach the
 bandwidth of an H100 (benchmarks/results)."""
 MAX_WARP_TILES = 16
-"""m16 x n8 results that one warp may keep: 64 registers, as many again for the block sums of FP8 or the total
-over experts. More spill."""
+"""m16 x n8 results that one warp may keep: 64 registers, as many again for the sums of a block or a pair of
+steps that its scales multiply. The down projection keeps a total besides: half as many. More spill."""
 MAX_SPLITS = 4
 MAX_EXPERTS = 1024
 """Of the routing record: one membership word per lane."""
@@ -251,7 +251,7 @@ class _Tiler:
         nt = row_tiles(self.rows)
         weight = self.matrix(op)
         down = op.kind == "experts_down"
-        warp_tiles = MAX_WARP_TILES // nt // (2 if down and weight.format == "fp8_block" else 1)
+        warp_tiles = MAX_WARP_TILES // nt // (2 if down else 1)
         legal = [g for g in self.groups(op, tiles) if ceil_div(g * warps_k, CONSUMERS) <= warp_tiles]
         group = min(legal, key=lambda g: self.bytes_per_cta(op, tiles, splits, slots, g, self.rows))
         blocks = self.split_blocks(op, splits)
