@@ -1,8 +1,9 @@
 // Attention of a global layer. The context is cut into a constant number of splits: split i owns the chunks of
 // kChunkBlocks blocks that are i modulo kSplits, in ascending order. One consumer warp computes one (row, KV head, split)
-// by itself, so what a row's result is made of depends on nothing but its own position.
+// by itself, so what a row's result is made of depends on nothing but its own position. Where there are more warps than
+// rows of a task, warps share a row: each makes all of its scores and its share of the values.
 //
-// A task is (split, KV head, kConsumerWarps rows of the step): the rows of one sequence share its keys and values, which
+// A task is (split, KV head, kTaskRows rows of the step): the rows of one sequence share its keys and values, which
 // then come from memory once per task. Blocks that lie behind a row's position are passed over by its warp.
 //
 //   loader        nothing
@@ -10,7 +11,7 @@
 //   consumers     S = Q K^T, online softmax, O += P V; partial result -> workspace
 //   store         signals
 //
-// Attn (emitted): kHeads kKvHeads kHeadSteps kValueDim kSplits kChunkBlocks kScale kQueries kPartials kRotation kCounter Kv
+// Attn (emitted): kHeads kKvHeads kHeadSteps kValueDim kSplits kChunkBlocks kTaskRows kScale kQueries kPartials kRotation kCounter Kv
 #pragma once
 #include "attn_common.cuh"
 
@@ -27,13 +28,15 @@ struct SplitAttention {
   using Kv = typename Attn::Kv;
   static constexpr u32 kGroup = Attn::kHeads / Attn::kKvHeads;
   static constexpr u32 kQueryBytes = Attn::kHeadSteps * 512;
-  static constexpr u32 kTaskRows = C::kConsumerWarps;
+  static constexpr u32 kTaskRows = Attn::kTaskRows, kRowWarps = C::kConsumerWarps / kTaskRows;
+  static constexpr u32 kOwnPairs = (Kv::kValuePairs + kRowWarps - 1) / kRowWarps;  // pairs of value tiles of one warp
   // Blocks of a slot: neighbours in the cache, of one chunk.
   static constexpr u32 kFit = C::kASlotBytes / Kv::kBlockBytes;
   static constexpr u32 kSlotBlocks = kFit < Attn::kChunkBlocks ? kFit : Attn::kChunkBlocks;
   static_assert(kGroup <= 16, "the query heads of one KV head fill at most one m16 tile");
   static_assert(kFit > 0 && kQueryBytes <= C::kASlotBytes, "an activation slot holds a block of keys and values, or a row's queries");
   static_assert((kTaskRows & (kTaskRows - 1)) == 0 && kTaskRows <= 32, "rows of a task are lanes of a warp");
+  static_assert(kTaskRows * kRowWarps == C::kConsumerWarps, "every row has as many warps");
 
   // The rows of one task: lane n knows row row0 + n.
   struct Item {
@@ -125,11 +128,11 @@ struct SplitAttention {
   // ---- consumers ----------------------------------------------------------------------------------------------------
   struct Running {
     float top[2], sum[2];  // of heads g and g + 8: running maximum, this lane's share of the sum
-    float o[Kv::kValuePairs][2][4];
+    float o[kOwnPairs][2][4];
   };
 
   static TK_FN void consumer(Cx& c, const OpRow&) {
-    const u32 n = n_tasks(c);
+    const u32 n = n_tasks(c), my_row = c.warp / kRowWarps;
     TILECC_ROLLED
     for (u32 q = first_task(c, Attn::kRotation); q < n; q += c.ncta) {
       const Item i = item(c, q);
@@ -139,19 +142,19 @@ struct SplitAttention {
       TILECC_ROLLED
       for (u32 row = 0; row < i.rows; ++row) {
         tk::mbar_wait(c.a_full(c.a.slot), c.a.phase, c.watch);
-        if (row == c.warp) query.load(c.act(c.a.slot), c.lane);
+        if (row == my_row) query.load(c.act(c.a.slot), c.lane);
         release_slot(c);
       }
-      const bool mine = c.warp < i.rows && tk::shfl_idx(i.chunks, c.warp) > i.split;
-      const int32_t my_seq = tk::shfl_idx(i.seq, c.warp);
-      const u32 my_last = tk::shfl_idx(i.last, c.warp);
-      const u32 my_position = mine ? position(c, i.row0 + c.warp) : 0;
+      const bool mine = my_row < i.rows && tk::shfl_idx(i.chunks, my_row) > i.split;
+      const int32_t my_seq = tk::shfl_idx(i.seq, my_row);
+      const u32 my_last = tk::shfl_idx(i.last, my_row);
+      const u32 my_position = mine ? position(c, i.row0 + my_row) : 0;
 
       Running run;
       TK_UNROLL
       for (u32 h = 0; h < 2; ++h) run.top[h] = kNegInf, run.sum[h] = 0.f;
       TK_UNROLL
-      for (u32 p = 0; p < Kv::kValuePairs; ++p) {
+      for (u32 p = 0; p < kOwnPairs; ++p) {
         TK_UNROLL
         for (u32 j = 0; j < 8; ++j) run.o[p][j / 4][j % 4] = 0.f;
       }
@@ -165,7 +168,7 @@ struct SplitAttention {
       });
       TK_UNROLL
       for (u32 h = 0; h < 2; ++h) run.sum[h] = quartet_sum(run.sum[h]);
-      if (mine) publish(c, i, run);
+      if (mine) publish(c, i, run, my_row);
       tk::mbar_wait(c.x_empty(c.x.slot), c.x.phase ^ 1, c.watch);
       tk::syncwarp();
       tk::mbar_arrive(c.x_full(c.x.slot));
@@ -179,9 +182,11 @@ struct SplitAttention {
     Probabilities p;
     scores(c, query, at, visible, p, run);
     TK_UNROLL
-    for (u32 j = 0; j < Kv::kValuePairs; ++j) {
+    for (u32 j = 0; j < kOwnPairs; ++j) {
+      const u32 pair = j * kRowWarps + c.warp % kRowWarps;
+      if (kRowWarps > 1 && pair >= Kv::kValuePairs) continue;
       u32 values[2][2];
-      Kv::load(at + Kv::kKeyBytes, j, c.lane, values);
+      Kv::load(at + Kv::kKeyBytes, pair, c.lane, values);
       if (b == position / 16) visible.clear(values);
       p.apply(values, run.o[j]);
     }
@@ -197,7 +202,7 @@ struct SplitAttention {
       softmax_online(run.top[h], quartet_max(s, h), &run.top[h], &rescale);
       run.sum[h] *= rescale;
       TK_UNROLL
-      for (u32 j = 0; j < Kv::kValuePairs; ++j) {
+      for (u32 j = 0; j < kOwnPairs; ++j) {
         TK_UNROLL
         for (u32 t = 0; t < 2; ++t) run.o[j][t][2 * h] *= rescale, run.o[j][t][2 * h + 1] *= rescale;
       }
@@ -205,19 +210,21 @@ struct SplitAttention {
     p.make(s, run.top, run.sum);
   }
 
-  static TK_FN void publish(const Cx& c, const Item& i, const Running& run) {
-    const u32 g = c.lane >> 2;
+  static TK_FN void publish(const Cx& c, const Item& i, const Running& run, u32 row) {
+    const u32 g = c.lane >> 2, part = c.warp % kRowWarps;
     uint8_t* out = c.p.workspace + Attn::kPartials +
-                   static_cast<u64>(((i.row0 + c.warp) * Attn::kKvHeads + i.head) * Attn::kSplits + i.split) * Partial<Attn::kValueDim>::kBytes;
+                   static_cast<u64>(((i.row0 + row) * Attn::kKvHeads + i.head) * Attn::kSplits + i.split) * Partial<Attn::kValueDim>::kBytes;
     TK_UNROLL
-    for (u32 j = 0; j < Kv::kValuePairs; ++j) {
+    for (u32 j = 0; j < kOwnPairs; ++j) {
+      const u32 pair = j * kRowWarps + part;
+      if (kRowWarps > 1 && pair >= Kv::kValuePairs) continue;
       TK_UNROLL
       for (u32 t = 0; t < 2; ++t) {
         const float(&o)[4] = run.o[j][t];
-        tk::stg128(out + (2 * j + t) * 512 + c.lane * 16, tk::u32x4{tk::f2u(o[0]), tk::f2u(o[1]), tk::f2u(o[2]), tk::f2u(o[3])});
+        tk::stg128(out + (2 * pair + t) * 512 + c.lane * 16, tk::u32x4{tk::f2u(o[0]), tk::f2u(o[1]), tk::f2u(o[2]), tk::f2u(o[3])});
       }
     }
-    if ((c.lane & 3) == 0) {
+    if (part == 0 && (c.lane & 3) == 0) {
       tk::stg64(out + Partial<Attn::kValueDim>::kStats + g * 8, tk::u32x2{tk::f2u(run.top[0]), tk::f2u(run.sum[0])});
       tk::stg64(out + Partial<Attn::kValueDim>::kStats + (g + 8) * 8, tk::u32x2{tk::f2u(run.top[1]), tk::f2u(run.sum[1])});
     }

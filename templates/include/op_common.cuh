@@ -170,6 +170,7 @@ struct Ctx {
   u32 base;                   // epoch at launch
   u32 step;                   // step of this launch
   u32 n_rows;                 // rows of this step
+  u32 table_row;              // of the op that runs
   Ring w, a, x;               // weight ring, activation ring, exchange
   u32 route_phase;
   tk::Watch watch;

@@ -1,7 +1,8 @@
 // Weight-streaming matrix product of the token rows of a step: m16 tiles of weights are the M side, the rows are the N side
 // of mma.m16n8k16. All four warp roles of the op, side by side:
 //
-//   loader        weight blocks -> weight ring            never waits for activations (experts: waits for the routing)
+//   loader        weight blocks -> weight ring            never waits for activations (experts: waits for the routing);
+//                 with kPrefetches, once the ring is full of them, the weights of further ops -> L2
 //   activations   stored fragments -> activation ring, bulk copies; what the CTA's tasks share is loaded once
 //   consumers     each warp multiplies whole blocks: kWarpsK warps share the K blocks of a chunk, the others its tiles
 //   store         sums the warps' partials in warp order, scales them by 1 / rms of the row behind a norm, runs the op's
@@ -12,8 +13,8 @@
 // multiple of kChunk, so more rows mean shorter chunks; partial tiles go to the store warp one row tile at a time. Which warp
 // multiplies which block depends on kWarpsK alone, hence the bits of a row do not depend on the number of rows.
 // Op (emitted) gives the shapes:
-//   kFormat kTiles kBlocks kSplits kChunk kActChunk kGroup kSlots kWarpsK kRotation kCounter kOver kSource kSourceOffset
-//   kSumSq kHidden kEps
+//   kFormat kTiles kBlocks kSplits kChunk kActChunk kGroup kSlots kWarpsK kRotation kCounter kPrefetches kOver kSource
+//   kSourceOffset kSumSq kHidden kEps
 #pragma once
 #include "mma_formats.cuh"
 
@@ -112,6 +113,7 @@ struct Gemv {
   static TK_FN void loader(Cx& c, const OpRow& r) {
     const uint8_t* weights = c.image(r.weights);
     const u32 n = n_tasks(c);
+    u32 stages = 0;
     TILECC_ROLLED
     for (u32 q = first_task(c, Op::kRotation); q < n; q += c.ncta) {
       const Task t = task(q);
@@ -120,23 +122,52 @@ struct Gemv {
       for_each_chunk(c, t, [&](const Chunk& k) {
         tk::mbar_wait(c.w_empty(c.w.slot), c.w.phase ^ 1, c.watch);
         tk::mbar_arrive_expect_tx(c.w_full(c.w.slot), k.slots * t.n_tiles * k.nb * kBlockBytes);
-        TILECC_ROLLED
-        for (u32 j = 0; j < k.slots; ++j) {
-          const u32 e = kDown ? expert(c, k.slot + j) : up_expert;
-          const uint8_t* from = weights + ((static_cast<u64>(e) * Op::kTiles + t.tile0) * Op::kBlocks + k.kb) * kBlockBytes;
-          const smem_t to = c.stage(c.w.slot) + j * kSlotStride;
-          if constexpr (kWholeK) {
-            tk::bulk_g2s(to, from, t.n_tiles * kTileStride, c.w_full(c.w.slot));
-          } else {
-            TILECC_ROLLED
-            for (u32 m = 0; m < t.n_tiles; ++m)
-              tk::bulk_g2s(to + m * kTileStride, from + m * (Op::kBlocks * kBlockBytes), k.nb * kBlockBytes, c.w_full(c.w.slot));
-          }
-        }
+        for_each_piece(c, weights, t, k, up_expert, [&](u32 at, const uint8_t* from, u32 bytes) {
+          tk::bulk_g2s(c.stage(c.w.slot) + at, from, bytes, c.w_full(c.w.slot));
+        });
         c.w.template advance<C::kWStages>();
+        if constexpr (Op::kPrefetches) {
+          if (++stages == C::kWStages) Op::prefetch(c);
+        }
       });
     }
+    if constexpr (Op::kPrefetches) {
+      if (stages < C::kWStages) Op::prefetch(c);
+    }
     if constexpr (kDown) tk::mbar_arrive(c.r_empty());
+  }
+
+  // Calls body(place in the stage, source, bytes) for the contiguous pieces of a chunk.
+  template <class F>
+  static TK_FN void for_each_piece(const Cx& c, const uint8_t* weights, const Task& t, const Chunk& k, u32 up_expert, F&& body) {
+    TILECC_ROLLED
+    for (u32 j = 0; j < k.slots; ++j) {
+      const u32 e = kDown ? expert(c, k.slot + j) : up_expert;
+      const uint8_t* from = weights + ((static_cast<u64>(e) * Op::kTiles + t.tile0) * Op::kBlocks + k.kb) * kBlockBytes;
+      if constexpr (kWholeK) {
+        body(j * kSlotStride, from, t.n_tiles * kTileStride);
+      } else {
+        TILECC_ROLLED
+        for (u32 m = 0; m < t.n_tiles; ++m) body(j * kSlotStride + m * kTileStride, from + m * (Op::kBlocks * kBlockBytes), k.nb * kBlockBytes);
+      }
+    }
+  }
+
+  // Asks for this CTA's stages [first, first + count) of the op, to be in L2 when the ring has room for them. One lane.
+  static TK_FN void prefetch(Cx& c, const OpRow& r, u32 first, u32 count) {
+    const uint8_t* weights = c.image(r.weights);
+    const u32 n = n_tasks(c);
+    u32 stage = 0;
+    TILECC_ROLLED
+    for (u32 q = first_task(c, Op::kRotation); q < n && stage < first + count; q += c.ncta) {
+      const Task t = task(q);
+      const u32 up_expert = kUp ? expert(c, t.slot) : 0;
+      for_each_chunk(c, t, [&](const Chunk& k) {
+        if (stage >= first && stage < first + count)
+          for_each_piece(c, weights, t, k, up_expert, [&](u32, const uint8_t* from, u32 bytes) { tk::prefetch_l2(from, bytes); });
+        ++stage;
+      });
+    }
   }
 
   // ---- activations: one warp copies, the others only count -----------------------------------------------------------

@@ -1,6 +1,6 @@
 // Routing, recomputed by every CTA from the router's logits (12 KB at full size) instead of being exchanged: top-k of every
-// row, then the ascending list of distinct experts with each row's weight, in shared memory. Activation and consumer warps
-// share the rows, one activation warp builds the list; loader, consumers and store warp wait for it; all release it after
+// row, then the ascending list of distinct experts with each row's weight, in shared memory. Consumer warps share the rows,
+// with the activation warps where there are fewer of them than rows; one activation warp builds the list; loader, consumers and store warp wait for it; all release it after
 // the down projection.
 //
 // R (emitted): kExperts kTopK kSplits kPitch kLogits kRoutes kScaling kNormTopK and topk(logits, bias, lane, ids, weights)
@@ -14,13 +14,14 @@ struct Route {
   using S = typename Cx::S;
   static constexpr u32 kPerLane = (R::kExperts + 31) / 32;
   static constexpr u32 kSelecting = C::kActWarps + C::kConsumerWarps;
+  static constexpr u32 kHelpers = C::kConsumerWarps < kRows ? C::kActWarps : 0;
   static_assert(kRows * R::kTopK <= kSelections, "the active list holds rows * top-k experts");
   static_assert(R::kSplits < kMaxStarts, "the routing record holds the start of every split");
 
   static TK_FN void loader(Cx& c, const OpRow&) { wait(c); }
   static TK_FN void consumer(Cx& c, const OpRow& r) {
     tk::bar_sync(3, kSelecting * 32);  // the logits are there, and the record of the layer before is free
-    select_rows(c, r, C::kActWarps + c.warp);
+    select_rows(c, r, kHelpers + c.warp);
     tk::bar_sync(3, kSelecting * 32);
     wait(c);
   }
@@ -35,7 +36,7 @@ struct Route {
     tk::mbar_wait(c.r_empty(), c.route_phase ^ 1, c.watch);
     c.route_phase ^= 1;
     tk::bar_sync(3, kSelecting * 32);
-    select_rows(c, r, c.warp);
+    if constexpr (kHelpers > 0) select_rows(c, r, c.warp);
     tk::bar_sync(3, kSelecting * 32);
     if (c.warp == 0) {
       build_list(c);
@@ -47,7 +48,7 @@ struct Route {
 
   static TK_FN void select_rows(const Cx& c, const OpRow& r, u32 first) {
     TILECC_ROLLED
-    for (u32 n = first; n < c.n_rows; n += kSelecting) select(c, r, n);
+    for (u32 n = first; n < c.n_rows; n += kHelpers + C::kConsumerWarps) select(c, r, n);
   }
 
   static TK_FN void select(const Cx& c, const OpRow& r, u32 n) {

@@ -22,6 +22,7 @@ from tilecc.passes.context import PassContext
 from tilecc.runtime.abi import Row
 from tilecc.runtime.bare import BareKernel, BareResult
 from tilecc.runtime.fragments import from_activations
+from tilecc.schedules import Schedule
 from tilecc.target import find_target
 from tilecc.weights.image import build_image
 
@@ -46,6 +47,7 @@ class Shape:
     max_seqs: int = 1
     max_rows: int = 8
     target: str = "sm_90a"
+    consumers: int = 4
 
     @property
     def stored(self) -> Any:
@@ -94,7 +96,11 @@ class Built:
 def build(out: Path, shape: Shape, sinks: F32 | None = None, kv_blocks: int | None = None) -> Built:
     """Compile one attention layer. `kv_blocks` replaces the size of the cache that the passes chose."""
     s = shape
-    ctx = PassContext(find_target(s.target), s.max_context, s.max_seqs, max_rows=s.max_rows)
+    schedule = Schedule(find_target(s.target))
+    schedule.roles(consumer=s.consumers)
+    ctx = PassContext(
+        find_target(s.target), s.max_context, s.max_seqs, schedule=schedule, max_rows=s.max_rows
+    )
     attrs: dict[str, Any] = {
         "heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.dim, "v_head_dim": s.v_dim,
         "window": s.window, "scale": s.dim**-0.5, "sink": s.sink, "kv": s.kv,
@@ -118,6 +124,7 @@ def build(out: Path, shape: Shape, sinks: F32 | None = None, kv_blocks: int | No
         max_rows=s.max_rows,
     )
     tiles = tiled(graph, ctx)
+    assert not ctx.problems, ctx.problems
     if kv_blocks is not None:
         tiles = with_kv_blocks(tiles, kv_blocks)
     package = packaged(out, ("attention", shape, kv_blocks), lambda: tiles_package(out, tiles, ctx))

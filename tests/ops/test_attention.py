@@ -315,3 +315,22 @@ def test_rows_of_a_sequence_share_the_keys_of_a_global_layer(make: Make) -> None
         else:
             # 208 positions: 13 blocks in four splits, each split for two groups of four rows.
             assert stats["bulk_load_bytes"] == 4 * 8 * query + 2 * 13 * block
+
+
+@pytest.mark.parametrize("kv", KV)
+def test_two_warps_on_a_row_give_the_bits_of_one(make: Make, kv: str) -> None:
+    """Eight consumers share the values of four rows of a global layer; an odd number of value tiles."""
+    shape = Shape(0, heads=6, kv_heads=2, dim=32, v_dim=40, kv=kv, max_context=512, max_seqs=2)
+    one, two = make(shape), make(dataclasses.replace(shape, consumers=8))
+    assert two.package.manifest.threads > one.package.manifest.threads
+    case = random_case(shape, [(300 + i, 0) for i in range(5)] + [(40, 1), (0, 1)], seed=4)
+    got = run(two, case, grid=2)
+    check(got, reference(case, two.sinks, splits(two)))
+    assert np.array_equal(bits(got), bits(run(one, case)))
+
+
+def test_eight_consumers_share_a_window(make: Make) -> None:
+    shape = Shape(33, heads=6, kv_heads=2, dim=24, v_dim=20, max_context=256, max_seqs=2, consumers=8)
+    built = make(shape)
+    case = random_case(shape, [(100 + i, 0) for i in range(5)] + [(255, 1)], seed=5)
+    check(run(built, case), reference(case, built.sinks))

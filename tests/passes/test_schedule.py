@@ -144,7 +144,7 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
     assert found[9, "TC0713"].notes == ("tiles of qkv lie on all CTAs",)
     assert found[9, "TC0713"].help == ("legal here: counter",)
     assert found[10, "TC0711"].help == ("did you mean `qkv -> attention`?",)
-    assert found[15, "TC0713"].help == ("legal here: 4",)
+    assert found[15, "TC0713"].help == ("legal here: 4, 8",)
 
 
 def test_the_schedule_is_reported_with_the_error_that_stops_a_pass() -> None:

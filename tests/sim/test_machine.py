@@ -84,7 +84,7 @@ def test_expert_weights_wait_for_their_addresses_and_dense_ones_do_not() -> None
         50e-6 + 1e-6 + stream_time + max(5e-6, stream_time), rel=0.02
     )
     # With L2 prefetch the next layer's weights come while the expert list is unknown.
-    head = dataclasses.replace(stream("head", 4, 1, 1000), prefetch=(3,))
+    head = dataclasses.replace(stream("head", 4, 1, 1000), prefetch=((3, 8),))
     later = dataclasses.replace(next_layer, waits=(Wait(2, HandOffKind.COUNTER, False),))
     up = dataclasses.replace(up, waits=(Wait(1, HandOffKind.MBARRIER, False),), route=1)
     ops = [head, route, up, later]

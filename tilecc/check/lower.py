@@ -127,7 +127,7 @@ def _shape(op: OpClass, program: Program) -> dict[str, int]:
             }  # fmt: skip
         else:
             shape |= {"splits": int(c["tile_splits"]), "chunk_blocks": int(c["tile_chunk_blocks"])}
-            shape["task_rows"] = warps
+            shape["task_rows"] = int(c["tile_task_rows"])
             block = block_bytes(int(c["head_dim"]), int(c["v_head_dim"]), str(c["kv"]))
             slot = program.ring("activations").slot_bytes
             shape["slot_blocks"] = min(shape["chunk_blocks"], slot // block)

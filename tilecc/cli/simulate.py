@@ -50,6 +50,9 @@ def simulate_command(
         Path | None,
         typer.Option("--timeline", help="Write a Perfetto trace of a few SMs.", show_default=False),
     ] = None,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Also the step without each part of the schedule.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Model the time of one decode step on the target: per op, HBM idle by cause, the chain of a layer.
@@ -84,6 +87,12 @@ def simulate_command(
     with status(f"simulating {graph.name}"):
         result = simulate(ops, machine, costs, scenario, sample, spans=timeline is not None)
     data = figures(graph.name, ops, machine, costs, scenario, result)
+    if ablate:
+        from tilecc.sim.ablate import ablations, table
+
+        with status("without each part"):
+            parts = ablations(ops, machine, costs, scenario)
+        data["ablations"] = [dataclasses.asdict(a) for a in parts]
     if timeline is not None:
         from tilecc.sim.timeline import write_timeline
 
@@ -93,6 +102,8 @@ def simulate_command(
         emit_json(data)
     else:
         emit(text(data))
+        if ablate:
+            emit(table(parts))
 
 
 def _tiles(program: Path, target: str, config: Path | None, ranks: int, context: int) -> TileGraph:

@@ -31,6 +31,14 @@ class RoleContext:
 
 
 @dataclass(frozen=True)
+class PrefetchContext:
+    """What the loader of class `name` asks for: (class, rows of the op table further on, stages)."""
+
+    name: str
+    ops: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True)
 class KernelContext:
     """Everything that templates/kernel/step.cu.j2 reads."""
 
@@ -44,6 +52,7 @@ class KernelContext:
     ops: tuple[OpContext, ...]
     ids: dict[str, int]
     roles: tuple[RoleContext, ...]
+    prefetches: tuple[PrefetchContext, ...]
     commit_counter: int
 
 
@@ -72,6 +81,7 @@ def emit_cuda(program: Program, model_file: str) -> str:
             RoleContext(r.name, ROLE_ENUM[r.name], r.first_warp, r.first_warp + r.warps)
             for r in program.roles
         ),
+        prefetches=prefetches(program),
         commit_counter=next(op.counter for op in program.classes if op.kind == "commit"),
     )  # fmt: skip
     environment = jinja2.Environment(
@@ -83,6 +93,18 @@ def emit_cuda(program: Program, model_file: str) -> str:
         {f: getattr(context, f) for f in context.__dataclass_fields__}
     )
     return clang_format(text)
+
+
+def prefetches(program: Program) -> tuple[PrefetchContext, ...]:
+    """The prefetches of all classes, in the order of the op table."""
+    made = []
+    for section in (program.prologue, program.body, program.epilogue):
+        for at, name in enumerate(section):
+            found = program.op_class(name).prefetch
+            ops = tuple((p.op, section.index(p.op) - at, p.stages) for p in found)
+            if ops:
+                made.append(PrefetchContext(name, ops))
+    return tuple(made)
 
 
 def symbol(program: Program) -> str:

@@ -153,7 +153,7 @@ def _attention(op: OpClass, program: Program) -> Parts:
     if not int(c["window"]):
         members += [
             _u32("kSplits", c["tile_splits"]), _u32("kChunkBlocks", c["tile_chunk_blocks"]),
-            _at("kPartials", "attention_partials", program),
+            _u32("kTaskRows", c["tile_task_rows"]), _at("kPartials", "attention_partials", program),
         ]  # fmt: skip
         return "SplitAttention", members, _kv(op), []
     merge = softmax_merge(1)
@@ -194,10 +194,12 @@ def _gemv(op: OpClass, program: Program) -> Parts:
         Member("Source", "kSource", "Source::kNorm" if normed else "Source::kFragment"),
         _at("kSourceOffset", source, program), _at("kSumSq", "sum_sq", program),
         _u32("kHidden", program.hidden),
-        _f32("kEps", c.get("eps", 0.0)),
+        _f32("kEps", c.get("eps", 0.0)), _bool("kPrefetches", bool(op.prefetch)),
     ]  # fmt: skip
     more, extra = _EPILOGUES[op.kind](op, program)
     epilogue = f"using Epilogue = {_EPILOGUE_NAMES[op.kind]}<{op.name}Op>;"
+    if op.prefetch:
+        extra = [*extra, "static TK_FN void prefetch(Cx& c);  // below"]
     return "Gemv", members + more, [*extra, epilogue], []
 
 

@@ -13,6 +13,10 @@ KV_BLOCK = 16
 CHUNK_BLOCKS = 4
 """Blocks of one chunk: split i of a global layer owns every nsplit-th chunk from chunk i."""
 
+MAX_TASK_ROWS = 4
+"""Rows of a task of a global layer. Eight would read keys and values once for a full step, but leave no
+registers to more warps: heads of 192 and values of 128 take 112 for a row of one warp, 80 for one of two."""
+
 ROUND_TURNS = 3
 """Blocks of keys that one consumer warp keeps scores of at once."""
 
@@ -46,11 +50,16 @@ def query_bytes(head_dim: int) -> int:
     return _ceil_div(head_dim, 16) * 512
 
 
+def task_rows(consumers: int) -> int:
+    """Rows of one task of a global layer: the consumer warps take one each, or share them evenly."""
+    return min(consumers, MAX_TASK_ROWS)
+
+
 def fragment_registers(head_dim: int, v_head_dim: int, window: int, consumers: int) -> int:
     """Registers per thread that hold a row's queries and its outputs, the largest arrays of a consumer
-    warp. In a sliding layer the warps share the outputs."""
-    pairs = _ceil_div(v_head_dim, 16)
-    return 4 * _ceil_div(head_dim, 16) + 8 * (_ceil_div(pairs, consumers) if window else pairs)
+    warp. In a sliding layer all warps share the outputs, in a global one those of a row."""
+    sharing = consumers if window else consumers // task_rows(consumers)
+    return 4 * _ceil_div(head_dim, 16) + 8 * _ceil_div(_ceil_div(v_head_dim, 16), sharing)
 
 
 def partial_bytes(v_head_dim: int) -> int:

@@ -11,7 +11,7 @@ from tilecc.ir.graph import AttrValue
 from tilecc.ir.loc import UNKNOWN, Loc
 from tilecc.ir.rows import BASE_ROWS
 from tilecc.ir.text import ir_node, parse_ir, print_ir
-from tilecc.ir.tile import RingSpec, RoleSpec, Weight
+from tilecc.ir.tile import Prefetch, RingSpec, RoleSpec, Weight
 from tilecc.package import IR_VERSION
 
 
@@ -19,7 +19,7 @@ from tilecc.package import IR_VERSION
 class OpClass:
     """Code of one kind and shape of op. `constants` become constexpr members of the emitted op; `counter` is
     the id of its epoch counter (-1: it signals only inside the CTA), `per_step` how many instances a step
-    has."""
+    has. `prefetch` names classes of the same layer: a layer without one has nothing to prefetch."""
 
     name: str
     kind: str
@@ -28,6 +28,7 @@ class OpClass:
     per_step: int
     doc: str
     hand_offs: tuple[str, ...] = ()
+    prefetch: tuple[Prefetch, ...] = ()
     loc: Loc = UNKNOWN
 
 

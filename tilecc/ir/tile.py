@@ -87,9 +87,20 @@ class HandOff:
     previous_step: bool = False
 
 
+@ir_node(positional=2)
+class Prefetch:
+    """Up to `stages` ring stages per CTA of op `op` are asked for into L2; of the op itself, those after the
+    ring's."""
+
+    op: str
+    stages: int
+
+
 @ir_node
 class TileOp:
     """One op of the step: what it fuses, its constants, and (later) its tiles, accesses and hand-offs.
+
+    `prefetch` is what the loader asks for once the ring is full of this op's weights.
 
     `label` is the part of the name that instances of different layers share; `layer` is -1 outside the
     layers. `weights` maps the op's uses ("matrix", "norm", "aux") to entries of the image.
@@ -107,6 +118,7 @@ class TileOp:
     writes: tuple[Access, ...] = ()
     hand_offs: tuple[HandOff, ...] = ()
     rotation: int = 0
+    prefetch: tuple[Prefetch, ...] = ()
     loc: Loc = UNKNOWN
 
 

@@ -311,6 +311,12 @@ def _overlap(a: Access, b: Access) -> bool:
 # -------------------------------------------------------------------------------------------- CTA machine
 
 
+def launch_registers(registers_per_sm: int, threads: int) -> int:
+    """Registers per thread that the launch bounds give a CTA alone on its SM: ptxas counts warps by fours
+    and hands out registers by eights."""
+    return min(255, registers_per_sm // (-(-threads // 128) * 128) // 8 * 8)
+
+
 def role_problems(roles: tuple[RoleSpec, ...]) -> Iterator[str]:
     """What is wrong with the warp roles of a CTA; shared with the Program's rules."""
     names = [r.name for r in roles]

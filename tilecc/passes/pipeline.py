@@ -14,6 +14,7 @@ from tilecc.passes.edges import edges
 from tilecc.passes.fuse import fuse
 from tilecc.passes.order import order
 from tilecc.passes.place import place
+from tilecc.passes.prefetch import prefetch
 from tilecc.passes.program import program
 from tilecc.passes.rings import rings
 from tilecc.passes.roles import roles
@@ -33,7 +34,8 @@ TILE_PASSES: tuple[Callable[[TileGraph, PassContext], TileGraph], ...] = (
     order,  # the sequence of the ops: hand-offs say which ones are legal
     place,  # task -> CTA: after tile, which counts tasks
     roles,  # warps of a CTA: before rings, since exchange slots depend on the consumers
-    rings,  # shared memory: last, it takes what is left
+    rings,  # shared memory: it takes what is left
+    prefetch,  # what goes to L2 ahead of the ring: last, it depends on how much the ring holds
 )
 
 # TileGraph -> Program

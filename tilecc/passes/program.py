@@ -16,7 +16,7 @@ import networkx as nx
 from tilecc.diag import InternalError
 from tilecc.ir.graph import AttrValue
 from tilecc.ir.program import OpClass, OpRowSpec, Program, RegionSpec, WaitSpec
-from tilecc.ir.tile import HandOffKind, Space, TileGraph, TileOp
+from tilecc.ir.tile import HandOffKind, Prefetch, Space, TileGraph, TileOp
 from tilecc.passes.context import PassContext
 
 ALIGN = 256
@@ -128,7 +128,20 @@ class _Builder:
         doc = f"{op.name}: {', '.join(op.fused)}" + (
             f" (and {per_step - 1} more layers)" if per_step > 1 else ""
         )
-        return OpClass(name, op.kind, constants, counter, per_step, doc, reasons, op.loc)
+        return OpClass(
+            name, op.kind, constants, counter, per_step, doc, reasons, self.prefetches(name), op.loc
+        )
+
+    def prefetches(self, name: str) -> tuple[Prefetch, ...]:
+        """What the ops of a class prefetch, by class: layers differ in which of them they have."""
+        found: dict[str, int] = {}
+        for op in self.graph.ops:
+            if self.class_of[op.name] == name:
+                for p in op.prefetch:
+                    target = self.class_of[p.op]
+                    found[target] = max(found.get(target, 0), p.stages)
+        order = {self.class_of[op.name]: i for i, op in reversed(list(enumerate(self.graph.ops)))}
+        return tuple(Prefetch(target, found[target]) for target in sorted(found, key=order.__getitem__))
 
     def body_order(self) -> tuple[str, ...]:
         """Classes of the layer loop in an order that every layer follows."""

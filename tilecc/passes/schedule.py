@@ -50,6 +50,7 @@ KNOBS: tuple[Knob, ...] = (
     Knob("op", "experts", int, "tile", "experts in one stage of the down projection"),
     Knob("op", "stage_bytes", int, "tile", "bytes of weights in one stage"),
     Knob("op", "rotation", int, "place", "CTA (modulo the grid) that runs the first task"),
+    Knob("op", "prefetch", int, "prefetch", "ops whose weights the op's loader asks for into L2"),
     Knob("edge", "kind", str, "edges", "how the consumer learns that the producer is done"),
     Knob("ring", "depth", int, "rings", "slots of the ring"),
     Knob("ring", "slot_bytes", int, "rings", "bytes of one slot"),

@@ -22,6 +22,7 @@ from tilecc.ir.attention import (
     fragment_registers,
     partial_bytes,
     query_bytes,
+    task_rows,
     window_turns,
 )
 from tilecc.ir.rows import BASE_ROWS, MAX_TOP_K, act_block_bytes, row_tiles
@@ -55,7 +56,8 @@ PEER_SLOTS = 3
 """Epochs of pushed terms kept apart. A rank that has the terms of epoch e + 2 of every rank knows that all
 have read those of epoch e: no rank waits before it pushes."""
 MAX_CONTEXT_SPLITS = 64
-CONSUMERS = 4  # consumer warps of a CTA (`roles`): rows of a task of a global layer
+CONSUMERS = 4
+"""Consumer warps of a CTA until `roles` chooses: then `for_consumers` says again what depends on them."""
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -84,6 +86,23 @@ def tile(graph: TileGraph, ctx: PassContext) -> TileGraph:
     """Fill `tiles`, `reads`, `writes` and the buffers. Raises TileccError TC0222 for sizes that do not
     fit."""
     return _Tiler(graph, ctx).run()
+
+
+def for_consumers(graph: TileGraph, consumers: int) -> TileGraph:
+    """The graph with what follows from the number of consumer warps: how attention deals its blocks. Main
+    loops deal more tiles at a time; `warps_k` stays, and with it the order of every sum."""
+
+    def changed(op: TileOp) -> TileOp:
+        if op.kind != "attention":
+            return op
+        window, kv_heads = int(op.attrs["window"]), int(op.attrs["kv_heads"])
+        if window:
+            return dataclasses.replace(op, tiles=op.tiles | {"turns": window_turns(window, consumers)})
+        rows = task_rows(consumers)
+        tasks = ceil_div(graph.max_rows, rows) * kv_heads * op.tiles["splits"]
+        return dataclasses.replace(op, tiles=op.tiles | {"task_rows": rows, "tasks": tasks})
+
+    return dataclasses.replace(graph, ops=tuple(changed(op) for op in graph.ops))
 
 
 class _Tiler:
@@ -427,7 +446,8 @@ class _Tiler:
         tiles |= {
             "splits": splits,
             "chunk_blocks": CHUNK_BLOCKS,
-            "tasks": ceil_div(self.rows, CONSUMERS) * kv_heads * splits,
+            "task_rows": task_rows(CONSUMERS),
+            "tasks": ceil_div(self.rows, task_rows(CONSUMERS)) * kv_heads * splits,
         }
         return self.make(op, tiles, [self.queries(op), self.kv(op)], [self.split_out(op)])
 
@@ -439,7 +459,7 @@ class _Tiler:
         """Splits of the context of a global layer: as many as occupy the SMs in a full step, a power of two,
         the same for any number of rows. More than the context has chunks would stay empty and change no
         bit."""
-        tasks = ceil_div(BASE_ROWS, CONSUMERS) * int(op.attrs["kv_heads"])
+        tasks = ceil_div(BASE_ROWS, task_rows(CONSUMERS)) * int(op.attrs["kv_heads"])
         chunks = ceil_div(ceil_div(self.graph.max_context, KV_BLOCK), CHUNK_BLOCKS)
         wanted = 1 << (max(2, min(MAX_CONTEXT_SPLITS, self.ctx.target.sms // tasks)).bit_length() - 1)
         chosen = self.ctx.choose(

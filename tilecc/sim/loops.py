@@ -32,7 +32,7 @@ CODE: dict[str, LoopCode] = {
 }
 
 
-def stage_seconds(format: str, weights: float, warps: int, costs: Costs, loops: str) -> float:
+def stage_seconds(format: str, weights: float, warps: float, costs: Costs, loops: str) -> float:
     """Time of `warps` consumer warps for a stage of `weights` weights; 0 for loops "ideal"."""
     if loops == "ideal":
         return 0.0

@@ -72,6 +72,8 @@ class SimOp:
     act_bytes: float = 0.0
     path: Path = Path.NONE
     weights: float = 0.0
+    warps: float = 0.0
+    """Consumer warps that a stage keeps busy, as a mean: those along K times those that have a tile."""
     route: int = -1
     kv_bytes: float = 0.0
     warp_blocks: float = 0.0
@@ -79,7 +81,8 @@ class SimOp:
     slot_blocks: float = 0.0
     terms: int = 1
     format: str = ""
-    prefetch: tuple[int, ...] = ()
+    prefetch: tuple[tuple[int, int], ...] = ()
+    """(op, stages): see `tilecc.ir.tile.Prefetch`."""
 
 
 def lower(graph: TileGraph, scenario: Scenario) -> list[SimOp]:
@@ -93,12 +96,18 @@ def lower(graph: TileGraph, scenario: Scenario) -> list[SimOp]:
     route = -1
     for index, op in enumerate(graph.ops):
         waits = tuple(Wait(place[h.source], h.kind, h.previous_step) for h in op.hand_offs)
-        base = SimOp(op.name, op.kind, op.label, op.layer, waits, op.tiles["tasks"], op.rotation)
+        ahead = tuple((place[p.op], p.stages) for p in op.prefetch)
+        base = SimOp(
+            op.name, op.kind, op.label, op.layer, waits, op.tiles["tasks"], op.rotation, prefetch=ahead
+        )
         if op.kind == "route":
             route = index
         if "chunk" in op.tiles:
             format, block = weights[op.weights["matrix"]].format, act_block_bytes(graph.max_rows)
-            made.append(_gemv(base, op, format, block, scenario, route, slots))
+            gemv = _gemv(base, op, format, block, scenario, route, slots)
+            abreast = consumers // op.tiles["warps_k"]
+            turns = -(-op.tiles["group"] // abreast)
+            made.append(dataclasses.replace(gemv, warps=op.tiles["warps_k"] * op.tiles["group"] / turns))
         elif op.kind == "attention":
             made.append(_attention(base, op, scenario, consumers, slot))
         elif op.kind == "attention_merge":
@@ -145,8 +154,8 @@ def _gemv(
 
 def _attention(base: SimOp, op: TileOp, scenario: Scenario, consumers: int, slot: int) -> SimOp:
     """Sliding layer: a task is a row, its blocks are dealt over the warps. Global layer: a task is a split of
-    as many rows as there are consumer warps, and each warp goes through all blocks of the split for one
-    row. A slot of the ring holds keys or values of a block for the former, whole blocks for the latter."""
+    some rows, and each warp goes through all blocks of the split for one row. A slot of the ring holds keys
+    or values of a block for the former, whole blocks for the latter."""
     a = op.attrs
     window, kv_heads = int(a["window"]), int(a["kv_heads"])
     block = block_bytes(int(a["head_dim"]), int(a["v_head_dim"]), str(a["kv"]))
@@ -157,7 +166,7 @@ def _attention(base: SimOp, op: TileOp, scenario: Scenario, consumers: int, slot
     else:
         chunks = -(-blocks // CHUNK_BLOCKS)
         splits = min(op.tiles["splits"], chunks)
-        tasks = -(-scenario.rows // consumers) * splits * kv_heads
+        tasks = -(-scenario.rows // op.tiles["task_rows"]) * splits * kv_heads
         warp_blocks = -(-chunks // splits) * CHUNK_BLOCKS
     return dataclasses.replace(
         base,

@@ -150,7 +150,8 @@ class _Run:
         self.called = [False] * g
         self.pending: list[deque[tuple[int, int]]] = [deque() for _ in range(g)]
         self.ahead: list[dict[int, deque[float]]] = [defaultdict(deque) for _ in range(g)]
-        self.l2_free = [0.0] * g
+        self.l2_free = 0.0
+        self.port = [0.0] * g
         # Consumers
         self.use_op, self.use_k = [0] * g, [0] * g
         self.landed: list[deque[float]] = [deque() for _ in range(g)]
@@ -281,17 +282,19 @@ class _Run:
     def plan_ahead(self, c: int, i: int) -> None:
         """What the loader asks for once op i has filled the ring, or has nothing to load."""
         if self.machine.l2_prefetch:
-            for j in self.ops[i].prefetch:
-                done = self.issue_k[c] if j == i else 0
-                if self.stages[j][c] > done:
-                    self.pending[c].append((j, self.stages[j][c] - done))
+            for j, stages in self.ops[i].prefetch:
+                # What is in L2 already costs no second trip.
+                done = len(self.ahead[c].get(j, ())) + (self.issue_k[c] if j == i else 0)
+                left = min(stages, self.stages[j][c] - done)
+                if left > 0:
+                    self.pending[c].append((j, left))
 
     def request_ahead(self, c: int, time: float) -> None:
         j, left = self.pending[c].popleft()
         op = self.ops[j]
         land = self.hbm(time, op.stage_bytes, op.label, self.why[c])
         self.ahead[c][j].append(land)
-        self.loader[c] = time + self.costs.copy
+        self.loader[c] = time + op.copies * self.costs.copy
         self.follow(c, j, time, land)
         if left > 1:
             self.pending[c].appendleft((j, left - 1))
@@ -301,13 +304,16 @@ class _Run:
         self.loader[c] = time + self.costs.mbarrier_passed + op.copies * self.costs.copy
         ahead = self.ahead[c].get(i)
         if ahead:
-            begin = max(ahead.popleft(), time + self.costs.l2_latency, self.l2_free[c])
-            land = begin + op.stage_bytes * self.grid / self.costs.l2_stream
-            self.l2_free[c] = land
+            self.l2_free = max(self.l2_free, time) + op.stage_bytes / self.costs.l2_stream
+            land = max(ahead.popleft(), self.l2_free) + self.costs.l2_latency
         else:
             land = self.hbm(time, op.stage_bytes, op.label, self.why[c])
             self.follow(c, i, time, land)
-        self.landed[c].append(max(land, self.loader[c] + self.costs.l2_latency))
+        # All that an SM takes in passes its port.
+        land = max(land, self.loader[c] + self.costs.l2_latency, self.port[c])
+        self.port[c] = max(self.port[c], time) + op.stage_bytes / self.costs.l2_rate_per_sm
+        land = max(land, self.port[c])
+        self.landed[c].append(land)
         self.free[c] -= 1
         self.issue_k[c] += 1
         if self.issue_k[c] == min(self.machine.ring_slots, self.stages[i][c]):
@@ -325,7 +331,8 @@ class _Run:
     def stage_seconds(self, op: SimOp) -> float:
         if not op.stages:
             return 0.0
-        return stage_seconds(op.format, op.weights, self.machine.consumers, self.costs, self.scenario.loops)
+        warps = op.warps or self.machine.consumers
+        return stage_seconds(op.format, op.weights, warps, self.costs, self.scenario.loops)
 
     def fetch_seconds(self, op: SimOp) -> tuple[float, float]:
         """Activations of an op: seconds of a chunk's latency, of a chunk's bytes."""

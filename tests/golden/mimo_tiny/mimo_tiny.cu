@@ -213,6 +213,7 @@ struct QkvGlobalOp {
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 1e-05f;
+  static constexpr bool kPrefetches = false;
   static constexpr u32 kHeads = 8;
   static constexpr u32 kKvHeads = 4;
   static constexpr u32 kHeadDim = 48;
@@ -249,6 +250,7 @@ struct AttentionGlobalOp {
   static constexpr u64 kQueries = ws::kQueries;
   static constexpr u32 kSplits = 16;
   static constexpr u32 kChunkBlocks = 4;
+  static constexpr u32 kTaskRows = 4;
   static constexpr u64 kPartials = ws::kAttentionPartials;
   static constexpr u32 kRotation = 48;
   static constexpr u32 kCounter = 2;
@@ -299,6 +301,7 @@ struct OProjOp {
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 0.0f;
+  static constexpr bool kPrefetches = false;
   static constexpr u64 kOffset = ws::kPartials;
   static constexpr u32 kColumns = 256;
   static constexpr u32 kRotation = 304;
@@ -345,6 +348,7 @@ struct GateUpOp {
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 1e-05f;
+  static constexpr bool kPrefetches = false;
   static constexpr u64 kOffset = ws::kHidden;
   static constexpr u32 kColumns = 512;
   static constexpr bool kRouted = false;
@@ -373,6 +377,7 @@ struct DownOp {
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 0.0f;
+  static constexpr bool kPrefetches = false;
   static constexpr u64 kOffset = ws::kPartials;
   static constexpr u32 kColumns = 256;
   static constexpr u32 kRotation = 404;
@@ -419,6 +424,7 @@ struct QkvWindow32Op {
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 1e-05f;
+  static constexpr bool kPrefetches = false;
   static constexpr u32 kHeads = 8;
   static constexpr u32 kKvHeads = 4;
   static constexpr u32 kHeadDim = 48;
@@ -490,6 +496,7 @@ struct RouterOp {
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 1e-05f;
+  static constexpr bool kPrefetches = false;
   static constexpr u64 kOffset = ws::kRouterLogits;
   static constexpr u32 kRowsOut = 16;
   static constexpr u32 kPitch = 32;
@@ -538,6 +545,7 @@ struct ExpertsUpOp {
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 1e-05f;
+  static constexpr bool kPrefetches = false;
   static constexpr u64 kOffset = ws::kExpertHidden;
   static constexpr u32 kColumns = 128;
   static constexpr bool kRouted = true;
@@ -566,6 +574,7 @@ struct ExpertsDownOp {
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 0.0f;
+  static constexpr bool kPrefetches = false;
   static constexpr u64 kOffset = ws::kPartials;
   static constexpr u32 kColumns = 256;
   static constexpr u32 kRotation = 601;
@@ -609,6 +618,7 @@ struct HeadOp {
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 1e-05f;
+  static constexpr bool kPrefetches = false;
   static constexpr u64 kOffset = ws::kArgmax;
   static constexpr u32 kVocab = 4096;
   static constexpr u32 kRotation = 669;
@@ -638,6 +648,7 @@ TK_FN void run(Cx& c, u32 row, u32 id) {
   const OpRow r = tk::ld_uniform(reinterpret_cast<const OpRow*>(c.p.tables) + row);
   if (r.present == 0) return;
   tk::opaque(c.lane);
+  c.table_row = row;
   c.watch.op = id;
   c.watch.layer = r.layer;
   if constexpr (R == Role::kLoader) Op::loader(c, r);
