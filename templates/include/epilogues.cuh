@@ -27,6 +27,26 @@ struct PartialEpilogue : EpilogueBase {
   }
 };
 
+// The same sums as words that are their own flags. A word holds two neighbouring columns of a token row: lanes of two
+// neighbouring tile rows exchange half of what they have. The reduce op poisons each word again.
+// [slot][split][128 columns][row tile][k16 step][half][token row 8][column pair 4] u64. P: kPush (region) kPushBytes (of a slot) kPushes (a step)
+// kColumns
+template <class P>
+struct PartialWordsEpilogue : EpilogueBase {
+  template <class Cx>
+  TK_FN void tile(Cx& c, const OpRow& r, const Task& t, u32 tile, u32 row_tile, const float (&v)[4]) {
+    const bool odd = (c.lane & 4) != 0;
+    const u32 n = 2 * (c.lane & 3) + (odd ? 1 : 0), pair = c.lane >> 3;
+    uint8_t* out = c.p.workspace + P::kPush + c.slot(P::kPushes, r.pushed) * P::kPushBytes + static_cast<u64>(t.split) * P::kColumns * kRows * 4;
+    TK_UNROLL
+    for (u32 h = 0; h < 2; ++h) {
+      const float got = tk::shfl_xor(odd ? v[2 * h] : v[2 * h + 1], 4), own = odd ? v[2 * h + 1] : v[2 * h];
+      const u32 low = tk::f2u(odd ? got : own), high = tk::f2u(odd ? own : got);
+      tk::push_word<tk::Scope::kGpu>(reinterpret_cast<u64*>(out + ((frag_step(tile, row_tile) * 2 + h) * 32 + n * 4 + pair) * 8), static_cast<u64>(high) << 32 | low);
+    }
+  }
+};
+
 // Tile rows 0-7 are gates, 8-15 the matching ups: SwiGLU is register arithmetic. Rows that are not routed to the expert
 // get zeros, whatever the expert made of them. P: kOffset kColumns (padded width) kRouted
 template <class P>
@@ -60,6 +80,25 @@ struct LogitsEpilogue : EpilogueBase {
     if (m + 8 < P::kRowsOut) {
       tk::stg_f32(out + (n * P::kPitch + m + 8) * 4, v[2]);
       tk::stg_f32(out + ((n + 1) * P::kPitch + m + 8) * 4, v[3]);
+    }
+  }
+};
+
+// Router logits as words that are their own flags, read by every CTA: who pushes a word poisons that of the next turn.
+// [slot][row][kPitch] f32. P: kPush kPushBytes kPushes kRowsOut kPitch
+template <class P>
+struct LogitsWordsEpilogue : EpilogueBase {
+  template <class Cx>
+  TK_FN void tile(Cx& c, const OpRow& r, const Task&, u32 tile, u32 row_tile, const float (&v)[4]) {
+    u32* out = reinterpret_cast<u32*>(c.p.workspace + P::kPush + c.slot(P::kPushes, r.pushed) * P::kPushBytes);
+    u32* next = reinterpret_cast<u32*>(c.p.workspace + P::kPush + c.slot(P::kPushes, r.pushed, 1) * P::kPushBytes);
+    TK_UNROLL
+    for (u32 i = 0; i < 4; ++i) {
+      const u32 m = tile * 16 + (c.lane >> 2) + 8 * (i / 2), at = (2 * (c.lane & 3) + i % 2) * P::kPitch + m;
+      if (m >= P::kRowsOut) continue;
+      // The next turn may be of more row tiles than this one.
+      for (u32 j = 0; j < (row_tile == 0 ? kRowTiles : 0); ++j) tk::poison_word(next + j * 8 * P::kPitch + at, tk::kFlagPoison);
+      tk::push_word<tk::Scope::kGpu>(out + row_tile * 8 * P::kPitch + at, tk::f2u(v[i]));
     }
   }
 };

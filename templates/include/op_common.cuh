@@ -39,6 +39,8 @@ constexpr int kBlockCols = 128;  // columns of one weight block: 8 k16 steps
 constexpr int kSelections = kRows * 8;    // of all rows: top-8 at most
 constexpr int kMaxActive = kSelections;   // distinct experts of a step
 constexpr int kMaxStarts = 16;   // splits of a down projection + 1 at most
+constexpr u32 kTurns = 3;         // slots of words that are their own flags
+constexpr u32 kNoCounter = 0xffffffffu;
 constexpr u32 kImageUnit = 256;  // image offsets in the op table count these bytes
 
 // Activations wait in fragment order, as bf16 times 2^96 (exact): weight codes enter the MMA as bf16 fields that are 2^-120
@@ -67,7 +69,8 @@ struct OpRow {
   u32 n_waits;
   u32 reserved;
   Wait waits[3];
-  u32 pad[3];
+  u32 pushed, polled;  // which turn of the step in the words that the op hands on, and is handed, as flags
+  u32 pad;
 };
 static_assert(sizeof(OpRow) == 80, "the compiler writes 80-byte rows");
 
@@ -76,7 +79,11 @@ struct State {
   u32 epoch;       // steps executed since the session began
   u32 stop;        // after a stop token the epoch that does not run any more: the rest of the launch is skipped
   int32_t token;   // argmax of the last row of the previous step
-  u32 reserved[29];
+  u32 turn;        // epoch modulo kTurns: the epoch itself wraps
+  u32 primed;      // the words that are flags hold poison or data
+  u32 reserved[27];
+  u32 filled;      // warps that have filled their share of those words with poison
+  u32 reserved_too[31];
 };
 
 struct Ring {
@@ -169,6 +176,7 @@ struct Ctx {
   u32 cta, ncta, lane, warp;  // warp: index within its role
   u32 base;                   // epoch at launch
   u32 step;                   // step of this launch
+  u32 turn;                   // (base + step) modulo kTurns
   u32 n_rows;                 // rows of this step
   u32 table_row;              // of the op that runs
   Ring w, a, x;               // weight ring, activation ring, exchange
@@ -209,6 +217,9 @@ struct Ctx {
     tk::syncwarp();
   }
 
+  // Slot of words that are pushed `per_step` times a step, of push `ordinal` of this step or `ahead` later.
+  TK_FN u32 slot(u32 per_step, u32 ordinal, u32 ahead = 0) const { return (turn * (per_step % kTurns) + ordinal + ahead) % kTurns; }
+
   // A CTA without tasks of an op must not arrive a lap ahead of the others, or its early arrival would stand in for one
   // that is still missing: it waits for the op's inputs like everyone else.
   TK_FN void wait_idle(const OpRow& r, u32 first, u32 tasks) {
@@ -217,6 +228,7 @@ struct Ctx {
 
   // One arrival per (CTA, op), after all of this CTA's tiles: data-dependent tile counts do not change targets.
   TK_FN void arrive(u32 counter_id) {
+    if (counter_id == kNoCounter) return;  // the next op that has a counter tells of this one, too
     tk::fence_proxy_async();
     tk::syncwarp();
     tk::red_release(counter(counter_id), 1);

@@ -3,7 +3,8 @@
 // with the activation warps where there are fewer of them than rows; one activation warp builds the list; loader, consumers and store warp wait for it; all release it after
 // the down projection.
 //
-// R (emitted): kExperts kTopK kSplits kPitch kLogits kRoutes kScaling kNormTopK and topk(logits, bias, lane, ids, weights)
+// R (emitted): kExperts kTopK kSplits kPitch kLogits kRoutes kScaling kNormTopK kWords and topk(logits, bias, lane, ids,
+//   weights); with kWords, the logits are words that are their own flags: kPollBytes (of a slot) kPolls (a step)
 #pragma once
 #include "op_common.cuh"
 
@@ -54,10 +55,11 @@ struct Route {
   static TK_FN void select(const Cx& c, const OpRow& r, u32 n) {
     float logits[kPerLane], bias[kPerLane], weights[R::kTopK];
     int ids[R::kTopK];
+    if constexpr (R::kWords) take_logits(c, r, n, logits);
     TK_UNROLL
     for (u32 i = 0; i < kPerLane; ++i) {
       const u32 e = i * 32 + c.lane;
-      logits[i] = e < R::kExperts ? tk::ldg_f32(c.p.workspace + R::kLogits + (n * R::kPitch + e) * 4) : 0.f;
+      if constexpr (!R::kWords) logits[i] = e < R::kExperts ? tk::ldg_f32(c.p.workspace + R::kLogits + (n * R::kPitch + e) * 4) : 0.f;
       bias[i] = e < R::kExperts ? tk::ldg_nc_f32(c.image(r.aux) + e * 4) : 0.f;
     }
     R::topk(logits, bias, static_cast<int>(c.lane), ids, weights);
@@ -69,6 +71,21 @@ struct Route {
         // One CTA leaves its choice for the host: which experts a step used (comparisons, statistics).
         if (c.cta == 0) tk::stg32(c.p.workspace + R::kRoutes + ((r.layer * kRows + n) * R::kTopK + k) * 4, static_cast<u32>(ids[k]));
       }
+    }
+  }
+
+  static TK_FN void take_logits(const Cx& c, const OpRow& r, u32 n, float (&logits)[kPerLane]) {
+    constexpr u32 kWhole = R::kExperts / 32;
+    const u32* from = reinterpret_cast<const u32*>(c.p.workspace + R::kLogits + c.slot(R::kPolls, r.polled) * R::kPollBytes) + n * R::kPitch + c.lane;
+    if constexpr (kWhole > 0) {
+      u32 v[kWhole];
+      tk::poll_words<tk::Scope::kGpu, kWhole>([&](u32 i) { return from + i * 32; }, tk::kFlagPoison, c.watch, v);
+      TK_UNROLL
+      for (u32 i = 0; i < kWhole; ++i) logits[i] = tk::u2f(v[i]);
+    }
+    if constexpr (kPerLane > kWhole) {
+      logits[kWhole] = 0.f;
+      if (kWhole * 32 + c.lane < R::kExperts) logits[kWhole] = tk::u2f(tk::poll_word<tk::Scope::kGpu>(from + kWhole * 32, tk::kFlagPoison, c.watch));
     }
   }
 

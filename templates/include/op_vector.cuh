@@ -73,9 +73,40 @@ struct Embed : VectorOp<C> {
 };
 
 // x = round(x + sum of the partials in split order), and what the next norm needs of it.
-// R (emitted): kX kY kSumSq kPartials kSplits kColumns kUnits kRotation kCounter
+// R (emitted): kX kY kSumSq kPartials kSplits kColumns kUnits kRotation kCounter kWords; with kWords, the partials are words
+// that are their own flags (PartialWordsEpilogue): kPollBytes (of a slot) kPolls (a step) kSteps (k16 steps that exist)
 template <class C, class R>
 struct Reduce : VectorOp<C> {
+  using Sum = float[4];
+
+  // The partials of `kCount` k16 steps of a row tile, all in flight together. Each word is poisoned again.
+  template <u32 kCount>
+  static TK_FN void take(Ctx<C>& c, const OpRow& r, u32 step, u32 tile, Sum* y) {
+    constexpr u32 kWordsOfSplit = R::kColumns * kRows / 2, kWords = R::kSplits * kCount * 2;
+    u64* from = reinterpret_cast<u64*>(c.p.workspace + R::kPartials + c.slot(R::kPolls, r.polled) * R::kPollBytes) + frag_step(step, tile) * 64 + c.lane;
+    u64 v[kWords];
+    const auto at = [&](u32 i) { return from + i / (2 * kCount) * kWordsOfSplit + i % (2 * kCount) * 32; };
+    tk::poll_words<tk::Scope::kGpu, kWords>(at, tk::kFlagPoison64, c.watch, v);
+    TK_UNROLL
+    for (u32 i = 0; i < kWords; ++i) {
+      float* sum = y[i / 2 % kCount];
+      sum[2 * (i % 2)] += tk::u2f(static_cast<u32>(v[i])), sum[2 * (i % 2) + 1] += tk::u2f(static_cast<u32>(v[i] >> 32));
+      tk::poison_word(at(i), tk::kFlagPoison64);
+    }
+  }
+  static TK_FN void take_unit(Ctx<C>& c, const OpRow& r, u32 unit, u32 tile, Sum (&y)[4]) {
+    TK_UNROLL
+    for (u32 j = 0; j < 4; ++j) y[j][0] = y[j][1] = y[j][2] = y[j][3] = 0.f;
+    if (tile >= c.row_tiles()) return;  // nobody pushes these
+    if constexpr (R::kSteps % 4 == 0) {
+      take<4>(c, r, unit * 4, tile, y);
+    } else {
+      TK_UNROLL
+      for (u32 j = 0; j < 4; ++j)
+        if (unit * 4 + j < R::kSteps) take<1>(c, r, unit * 4 + j, tile, y + j);
+    }
+  }
+
   static TK_FN void store(Ctx<C>& c, const OpRow& r) {
     u32 u = first_task(c, R::kRotation);
     c.wait_inputs(r);
@@ -83,13 +114,20 @@ struct Reduce : VectorOp<C> {
     for (; u < R::kUnits * kRowTiles; u += c.ncta) {
       const u32 unit = u / kRowTiles, tile = u % kRowTiles;
       float s = 0.f;
+      Sum taken[4];
+      c.watch.item = u;
+      if constexpr (R::kWords) take_unit(c, r, unit, tile, taken);
       TK_UNROLL
       for (u32 j = 0; j < 4; ++j) {
         const u32 at_lane = frag_step(unit * 4 + j, tile) * 32 + c.lane;
         float y[4] = {0.f, 0.f, 0.f, 0.f};
-        for (u32 i = 0; i < R::kSplits; ++i) {
-          const tk::u32x4 p = tk::ldg128(c.p.workspace + R::kPartials + static_cast<u64>(i) * R::kColumns * kRows * 4 + at_lane * 16);
-          y[0] += tk::u2f(p.x), y[1] += tk::u2f(p.y), y[2] += tk::u2f(p.z), y[3] += tk::u2f(p.w);
+        if constexpr (R::kWords) {
+          y[0] = taken[j][0], y[1] = taken[j][1], y[2] = taken[j][2], y[3] = taken[j][3];
+        } else {
+          for (u32 i = 0; i < R::kSplits; ++i) {
+            const tk::u32x4 p = tk::ldg128(c.p.workspace + R::kPartials + static_cast<u64>(i) * R::kColumns * kRows * 4 + at_lane * 16);
+            y[0] += tk::u2f(p.x), y[1] += tk::u2f(p.y), y[2] += tk::u2f(p.z), y[3] += tk::u2f(p.w);
+          }
         }
         const tk::u32x2 x = tk::ldg64(c.p.workspace + R::kX + at_lane * 8);
         const tk::u32x2 v = {tk::cvt_bf16x2(tk::bf_lo(x.x) + y[0], tk::bf_hi(x.x) + y[1]), tk::cvt_bf16x2(tk::bf_lo(x.y) + y[2], tk::bf_hi(x.y) + y[3])};

@@ -177,6 +177,10 @@ template <Scope S>
 TK_FN u64 poll_word(const u64* p, u64 poison, const Watch& watch, TK_SITE) {
   return tk_emu::poll_word(p, poison, 8, S, watch, site);
 }
+template <Scope S, u32 N, class At, class Word>
+TK_FN void poll_words(const At& at, Word poison, const Watch& watch, Word (&v)[N], TK_SITE) {
+  for (u32 i = 0; i < N; i++) v[i] = poll_word<S>(at(i), poison, watch, site);
+}
 template <Scope S>
 TK_FN void push_word(u32* p, u32 value, TK_SITE) {
   tk_emu::push_word(p, value, 4, S, site);

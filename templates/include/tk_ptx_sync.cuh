@@ -134,6 +134,22 @@ template <Scope S>
 TK_FN u64 poll_word(const u64* p, u64 poison, const Watch& w) {
   return poll_word_of<S, u64>(p, poison, w);
 }
+// Every calling lane waits for N words of its own, whose loads are in flight together; only the first one that is missing
+// is polled. `at(i)`: address of word i.
+template <Scope S, u32 N, class At, class Word>
+TK_FN void poll_words(const At& at, Word poison, const Watch& w, Word (&v)[N]) {
+#pragma unroll 1
+  for (;;) {
+    u32 missing = N;
+#pragma unroll
+    for (u32 i = 0; i < N; i++) v[i] = ld_word<S>(at(i));
+#pragma unroll
+    for (u32 i = N; i > 0; i--)
+      if (v[i - 1] == poison) missing = i - 1;
+    if (missing == N) return;
+    poll_word<S>(at(missing), poison, w);
+  }
+}
 // By every calling lane.
 template <Scope S>
 TK_FN void push_word(u32* p, u32 v) {

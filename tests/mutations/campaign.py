@@ -22,9 +22,8 @@ from pathlib import Path
 
 from tests.emulator import test_scopes as small
 from tests.emulator.harness import build_text, library, mutated
-from tests.mutations.conftest import ALL, CHECKPOINT, Mutants, adversary
-from tests.mutations.inject import combined
-from tests.mutations.table import FURTHER, GENUINE, HARMLESS
+from tests.mutations.conftest import ALL, CHECKPOINT, Mutants, adversary, mutant_package
+from tests.mutations.table import FURTHER, GENUINE, HARMLESS, WORDS
 from tests.mutations.test_clean import GRIDS, PROMPTS
 from tests.mutations.test_wrap import NAME as UNSIGNED
 from tests.mutations.test_wrap import arrivals_per_step, findings_at_wrap, reported
@@ -55,8 +54,8 @@ class Row:
 
 
 def emitted_bugs(mutants: Mutants, seeds: range) -> Iterator[Row]:
-    """The 24 classes and further edits of them."""
-    for name in [*GENUINE, *FURTHER]:
+    """The 24 classes, further edits of them, and bugs of words that are their own flags."""
+    for name in [*GENUINE, *FURTHER, *WORDS]:
         mutation = ALL[name]
         runs = mutants.campaign(name, adversary(seeds, mutation.max_findings)).runs
         row = Row(name, EMITTED, codes({e.code for e in mutation.expected}), len(seeds), mutation.bug)
@@ -182,7 +181,7 @@ def run(package: Path, seeds: int, clean_runs: int) -> list[Row]:
     """All of it. ``package``: the small model's, as emitted."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        mixed = combined(package, Path(folder) / "mimo_tiny", list(ALL.values()))
+        mixed = mutant_package(Path(folder))
         with Engine.open(mixed, CHECKPOINT, grid=2, lint=False) as engine:
             mutants = Mutants(mixed, engine)
             parts = [

@@ -11,7 +11,8 @@ import pytest
 
 from tests.emulator.harness import places
 from tests.mutations.inject import Expected, Mutation, combined, selected
-from tests.mutations.table import FURTHER, GENUINE, HARMLESS, WRAP
+from tests.mutations.table import FURTHER, GENUINE, HARMLESS, SCHEDULE, WORDS, WRAP
+from tilecc.emit.compiler import compile_model
 from tilecc.runtime.campaign import Campaign, Plan, run_campaign
 from tilecc.runtime.devices.emu_lib import Finding
 from tilecc.runtime.engine import Engine
@@ -20,7 +21,7 @@ CHECKPOINT = Path(__file__).resolve().parents[2] / "models" / "mimo_tiny"
 PROMPT = [300, 301, 302]
 """Three rows at once, then one step of one row: two launches that run every op of the model."""
 
-ALL = GENUINE | FURTHER | HARMLESS | WRAP
+ALL = GENUINE | FURTHER | WORDS | HARMLESS | WRAP
 
 
 def adversary(seeds: range, max_findings: int = 20) -> Plan:
@@ -32,6 +33,18 @@ def adversary(seeds: range, max_findings: int = 20) -> Plan:
         max_findings=max_findings,
         max_switches=30_000_000,
     )
+
+
+def mutant_package(folder: Path) -> Path:
+    """The small model under the campaign's schedule, with every mutation in its text, in a new directory of
+    `folder`."""
+    schedule = folder / "schedule.py"
+    schedule.write_text(SCHEDULE)
+    compile_model(
+        CHECKPOINT.with_suffix(".py"), target="sm_90a", out=folder / "emitted", max_context=128,
+        schedule=schedule,
+    )  # fmt: skip
+    return combined(folder / "emitted", folder / "mimo_tiny", list(ALL.values()))
 
 
 @dataclass
@@ -72,8 +85,8 @@ class Mutants:
 
 
 @pytest.fixture(scope="session")
-def mutants(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mutants]:
+def mutants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mutants]:
     """The emitted kernel of the small model with all mutations, 2 CTAs."""
-    package = combined(tiny_package, tmp_path_factory.mktemp("mutants") / "mimo_tiny", list(ALL.values()))
+    package = mutant_package(tmp_path_factory.mktemp("mutants"))
     with Engine.open(package, CHECKPOINT, grid=2, lint=False) as engine:
         yield Mutants(package, engine)

@@ -17,7 +17,8 @@ The 24 genuine classes (in this order everywhere below):
 
 The emitted kernel has no bulk stores: its tiles leave by st.global. For classes 16, 21 and 23 the epilogue
 that writes partials is given one (``BULK``, itself a harmless edit): the tile goes back into the exchange
-slot and leaves from there.
+slot and leaves from there. Partials are words that are their own flags, except where the schedule of the
+campaign (``SCHEDULE``) asks for a counter: in the dense layer. Bugs of such words are in ``WORDS``.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from numpy.typing import NDArray
 
 from tests.mutations.inject import Expected, Mutation, Site
 
-RACE, FENCE, UNINIT, PARITY, SCOPE = "TC0912", "TC0914", "TC0913", "TC0911", "TC0918"
+RACE, FENCE, UNINIT, PARITY, SCOPE, FLAG = "TC0912", "TC0914", "TC0913", "TC0911", "TC0918", "TC0919"
 ENDLESS, DEADLOCK, MBARRIER, NAMED = "TC0902", "TC0901", "TC0907", "TC0908"
 BOUNDS, ALIGN = "TC0904", "TC0905"
 
 KERNEL, GEMV, COMMON = "kernels/mimo_tiny.cu", "include/op_gemv.cuh", "include/op_common.cuh"
+VECTOR = "include/op_vector.cuh"
 EPILOGUES, ATTENTION, FILL, ROUTE, MMA = (
     "include/epilogues.cuh",
     "include/op_attention.cuh",
@@ -39,6 +41,11 @@ EPILOGUES, ATTENTION, FILL, ROUTE, MMA = (
     "include/op_route.cuh",
     "include/mma_formats.cuh",
 )
+
+SCHEDULE = """
+def schedule(s):
+    s.edge("down", "mlp_reduce", kind="counter", why="partial sums that bulk stores may carry")
+"""
 
 # ---- sites -----------------------------------------------------------------------------------------------
 FULL_WAIT = Site(GEMV, "tk::mbar_wait(c.w_full(c.w.slot), c.w.phase, c.watch);")
@@ -52,24 +59,23 @@ START = Site(KERNEL, "c.w = c.a = c.x = Ring{0, 0};")
 COUNT = Site(KERNEL, "tk::mbar_init(sb + S::kWEmpty + 8 * i, Config::kConsumerWarps);")
 ORDER = Site(KERNEL, "run<R, OProj>(c, row + 5, 4);\n    run<R, AttnReduce>(c, row + 6, 5);")
 INIT_SYNC = Site(KERNEL, "tk::cta_sync();")
-LOADER_LANE = Site(KERNEL, "if (tk::elect()) run_role<Role::kLoader>(p, epoch, 0);")
+LOADER_LANE = Site(KERNEL, "if (tk::elect()) run_role<Role::kLoader>(p, epoch, turn, 0);")
 NAMED_BARRIER = Site(ROUTE, "tk::bar_sync(1, C::kActWarps * 32);")
 STAGE_ADDRESS = Site(GEMV, "c.stage(c.w.slot) + j * kSlotStride", expression=True)
 READ_ADDRESS = Site(GEMV, "stage + lane.codes", expression=True)
-DEPEND = Site(GEMV, "c.wait_inputs(r);")
+DEPEND = Site(GEMV, "c.wait_inputs(r);", 2)  # activation warps and store warp
 TARGET = Site(COMMON, "ncta * ((base + step) * w_.per_step + static_cast<u32>(w_.ordinal))", expression=True)
 WAIT_INPUT = Site(COMMON, "tk::wait_ge(counter(r.waits[0].counter), target(r.waits[0]), watch);")
 FENCES = Site(COMMON, "tk::fence_proxy_async();", 2)
-FRAGMENT_FENCE = Site(GEMV, "tk::fence_proxy_async();\n    tk::syncwarp();")
 FILL_FENCE = Site(FILL, "tk::fence_proxy_async();\n  tk::syncwarp();")
 ATTENTION_FENCES = Site(ATTENTION, "tk::fence_proxy_async();", 2)
-RELEASE = Site(
-    GEMV,
-    "tk::syncwarp();\n        tk::mbar_arrive(c.a_empty(c.a.slot));\n"
-    "        tk::mbar_arrive(c.w_empty(c.w.slot));",
-)
+RELEASE = Site(GEMV, "tk::syncwarp();\n        tk::mbar_arrive(c.w_empty(c.w.slot));")
 OUT_WAIT = Site(GEMV, "tk::mbar_wait(c.x_empty(c.x.slot), c.x.phase ^ 1, c.watch);")
-ACTS_SYNC = Site(GEMV, "tk::syncwarp();\n    tk::mbar_arrive(c.a_full(c.a.slot));", 2)
+COPY_SYNC = Site(
+    GEMV,
+    "tk::syncwarp();  // no lane may still wait for this phase when lane 0 arrives,"
+    " or it could miss a whole lap",
+)
 OUT_SYNC = Site(GEMV, "tk::syncwarp();\n        tk::mbar_arrive(c.x_full(c.x.slot));")
 PARTIALS = Site(
     EPILOGUES,
@@ -77,6 +83,17 @@ PARTIALS = Site(
     tk::stg_f32(out + frag_f32_bytes(n + 1, k), v[1]);
     tk::stg_f32(out + frag_f32_bytes(n, k + 8), v[2]);
     tk::stg_f32(out + frag_f32_bytes(n + 1, k + 8), v[3]);""",
+)
+FILL_WORDS = Site(KERNEL, "tk::poison_word(words + i, tk::kFlagPoison64);")
+FILLED = Site(KERNEL, "tk::red_release(&state->filled, 1);")
+NEXT_TURN = Site(KERNEL, "c.turn = c.turn + 1 == kTurns ? 0 : c.turn + 1;")
+LAST_TURN = Site(KERNEL, "tk::stg32(state + offsetof(State, turn), c.turn);")
+TAKEN = Site(VECTOR, "tk::poison_word(at(i), tk::kFlagPoison64);")
+POLLED_TURN = Site(VECTOR, "c.slot(R::kPolls, r.polled)", expression=True)
+PUSHED_TURN = Site(EPILOGUES, "c.slot(P::kPushes, r.pushed)", 2, expression=True)
+NEXT_LOGITS = Site(EPILOGUES, "tk::poison_word(next + j * 8 * P::kPitch + at, tk::kFlagPoison);")
+PUSH_LOGIT = Site(
+    EPILOGUES, "tk::push_word<tk::Scope::kGpu>(out + row_tile * 8 * P::kPitch + at, tk::f2u(v[i]));"
 )
 ROUTE_SIGNAL = Site(ROUTE, "build_list(c);\n      tk::syncwarp();\n      tk::mbar_arrive(c.r_full());")
 
@@ -179,7 +196,7 @@ GENUINE: dict[str, Mutation] = {
             ORDER: "if (c.cta == 1) { run<R, AttnReduce>(c, row + 6, 5); run<R, OProj>(c, row + 5, 4); }\n"
             "else { " + ORDER.text + " }"
         },
-        (Expected(DEADLOCK, COMMON, "tk::wait_ge(", "op AttnReduce, layer 0"),),
+        (Expected(DEADLOCK, VECTOR, "tk::poll_words<", "op AttnReduce, layer 0"),),
         8,
     ),
     "no barrier after init": Mutation(
@@ -259,7 +276,9 @@ GENUINE: dict[str, Mutation] = {
         23,
     ),
     "whole warp loads without syncwarp": Mutation(
-        {LOADER_LANE: "run_role<Role::kLoader>(p, epoch, 0);"}, (Expected(PARITY, GEMV, EMPTY_WAIT.text),), 24
+        {LOADER_LANE: "run_role<Role::kLoader>(p, epoch, turn, 0);"},
+        (Expected(PARITY, GEMV, EMPTY_WAIT.text),),
+        24,
     ),
 }
 
@@ -268,7 +287,6 @@ FURTHER: dict[str, Mutation] = {
     "no proxy fence between an op and the next": Mutation(
         {
             FENCES: "",
-            FRAGMENT_FENCE: without(FRAGMENT_FENCE.text, "tk::fence_proxy_async();"),
             FILL_FENCE: "tk::syncwarp();",
             ATTENTION_FENCES: "",
         },
@@ -276,7 +294,7 @@ FURTHER: dict[str, Mutation] = {
         21,
     ),
     "activation warps wait without syncwarp": Mutation(
-        {FILL_FENCE: "tk::fence_proxy_async();", FRAGMENT_FENCE: "tk::fence_proxy_async();"},
+        {FILL_FENCE: "tk::fence_proxy_async();", COPY_SYNC: ""},
         (Expected(PARITY, FILL, "tk::mbar_wait("), Expected(PARITY, GEMV, "tk::mbar_wait(")),
         24,
     ),
@@ -294,14 +312,61 @@ FURTHER: dict[str, Mutation] = {
         22,
         max_findings=4,
     ),
-    "activations handed over without syncwarp": Mutation(
-        {ACTS_SYNC: without(ACTS_SYNC.text, "tk::syncwarp();")},
-        (Expected(RACE, GEMV, "tk::sts64("),),
-        22,
-        max_findings=4,
-    ),
     "ordinal of a dependence one too low in the op table": Mutation(
         {}, (Expected(RACE, GEMV, "tk::bulk_g2s("),), 14, ordinal_too_low
+    ),
+}
+
+# A word still holds what was pushed in an earlier launch.
+STALE = (
+    Expected(FLAG, ROUTE, "tk::poll_word", "no push_word wrote"),
+    Expected(FLAG, ROUTE, "tk::poll_word", "was not filled with poison"),
+)
+
+# ---- words that are their own flags ----------------------------------------------------------------------
+WORDS: dict[str, Mutation] = {
+    "words not filled with poison": Mutation(
+        {FILL_WORDS: ""},
+        (Expected(FLAG, VECTOR, "tk::poll_words<", "was not filled with poison before the first push"),),
+    ),
+    # Signals carry the fences: without them nothing orders a word's poisoning before its next push.
+    "words pushed again without a fence after their poisoning": Mutation(
+        {
+            SIGNAL: emitted(SIGNAL, "red_release", "red_relaxed"),
+            FILLED: emitted(FILLED, "red_release", "red_relaxed"),
+        },
+        (Expected(RACE, EPILOGUES, "tk::push_word<", "a relaxed signal publishes"),),
+        max_findings=200,
+    ),
+    "taken words not poisoned": Mutation(
+        {TAKEN: ""}, (Expected(FLAG, EPILOGUES, "tk::push_word<", "taken, but not poisoned again"),)
+    ),
+    "logits of the next turn not poisoned": Mutation(
+        {NEXT_LOGITS: ""},
+        (
+            Expected(FLAG, EPILOGUES, "tk::push_word<", "overwrites a datum"),
+            Expected(FLAG, ROUTE, "tk::poll_word", "a second time"),
+        ),
+    ),
+    "words of the next turn polled": Mutation(
+        {POLLED_TURN: "c.slot(R::kPolls, r.polled, 1)"},
+        (Expected(DEADLOCK, VECTOR, "tk::poll_words<", "op AttnReduce, layer 0"),),
+    ),
+    "words pushed into the slot of the next turn": Mutation(
+        {PUSHED_TURN: "c.slot(P::kPushes, r.pushed, 1)"},
+        (Expected(DEADLOCK, VECTOR, "tk::poll_words<", "op AttnReduce, layer 0"),),
+    ),
+    "turn not advanced with the step": Mutation({NEXT_TURN: ""}, STALE),
+    "turn not kept between launches": Mutation({LAST_TURN: ""}, STALE),
+    "logits pushed at CTA scope": Mutation(
+        {PUSH_LOGIT: emitted(PUSH_LOGIT, "kGpu", "kCta")}, (Expected(SCOPE, ROUTE, "tk::poll_word"),)
+    ),
+    "logits stored, not pushed": Mutation(
+        {PUSH_LOGIT: "tk::stg32(out + row_tile * 8 * P::kPitch + at, tk::f2u(v[i]));"},
+        (
+            Expected(FLAG, ROUTE, "tk::poll_word", "no push_word wrote"),
+            Expected(DEADLOCK, ROUTE, "tk::poll_word", "use push_word"),
+        ),
     ),
 }
 
@@ -310,9 +375,6 @@ HARMLESS: dict[str, Mutation] = {
     "tiles leave by bulk stores": Mutation({PARTIALS: BULK}),
     "second syncwarp": Mutation({OUT_SYNC: "tk::syncwarp();\n      " + OUT_SYNC.text}),
     "second proxy fence": Mutation({FILL_FENCE: "tk::fence_proxy_async(); " + FILL_FENCE.text}),
-    "one of three proxy fences dropped": Mutation(
-        {FRAGMENT_FENCE: without(FRAGMENT_FENCE.text, "tk::fence_proxy_async();")}
-    ),
     "syncwarp after a signal dropped": Mutation({SIGNAL: without(SIGNAL.text, "tk::syncwarp();")}),
     "syncwarp after bar_sync": Mutation({NAMED_BARRIER: NAMED_BARRIER.text + " tk::syncwarp();"}),
     # Lanes 1-31 may still write the record's weights; whoever reads those waits for more than this.
@@ -321,17 +383,17 @@ HARMLESS: dict[str, Mutation] = {
     ),
     "waits for the same phase twice": Mutation({ACTS_WAIT: ACTS_WAIT.text + " " + ACTS_WAIT.text}),
     "waits for the same counter twice": Mutation({WAIT_INPUT: WAIT_INPUT.text + " " + WAIT_INPUT.text}),
-    "arrives in the other order": Mutation(
-        {
-            RELEASE: "tk::syncwarp(); tk::mbar_arrive(c.w_empty(c.w.slot));"
-            "tk::mbar_arrive(c.a_empty(c.a.slot));"
-        }
-    ),
     "signal and wait of system scope": Mutation(
         {
             SIGNAL: emitted(SIGNAL, "red_release", "red_release<tk::Scope::kSys>"),
             WAIT_INPUT: emitted(WAIT_INPUT, "wait_ge", "wait_ge<tk::Scope::kSys>"),
         }
+    ),
+    # The signals of the ops before the first push order the filling, too.
+    "filled without a fence": Mutation({FILLED: emitted(FILLED, "red_release", "red_relaxed")}),
+    "words poisoned twice": Mutation({TAKEN: TAKEN.text + " " + TAKEN.text}),
+    "logits poisoned after their push": Mutation(
+        {NEXT_LOGITS: "", PUSH_LOGIT: PUSH_LOGIT.text + " const u32 j = 0; " + NEXT_LOGITS.text}
     ),
     "fence and relaxed signal": Mutation(
         {SIGNAL: emitted(SIGNAL, "tk::red_release", "tk::fence_gpu();\n    tk::red_relaxed")}

@@ -9,7 +9,7 @@ import pytest
 from tests.mutations import campaign
 from tests.mutations.conftest import ALL, Mutants, adversary
 from tests.mutations.inject import Expected, Mutation, Site, combined
-from tests.mutations.table import FURTHER, GENUINE, HARMLESS, PARITY
+from tests.mutations.table import FURTHER, GENUINE, HARMLESS, PARITY, WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,17 +34,17 @@ def check_reported(mutants: Mutants, name: str, seeds: range) -> None:
 
 def test_the_table_has_every_class_once() -> None:
     assert [m.bug for m in GENUINE.values()] == list(range(1, 25))
-    assert all(m.expected for m in (GENUINE | FURTHER).values())
+    assert all(m.expected for m in (GENUINE | FURTHER | WORDS).values())
     assert [e.code for e in GENUINE["whole warp loads without syncwarp"].expected] == [PARITY]
 
 
-@pytest.mark.parametrize("name", [*GENUINE, *FURTHER])
+@pytest.mark.parametrize("name", [*GENUINE, *FURTHER, *WORDS])
 def test_mutation_is_reported_in_every_seed(mutants: Mutants, name: str) -> None:
     check_reported(mutants, name, SEEDS)
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", [*GENUINE, *FURTHER])
+@pytest.mark.parametrize("name", [*GENUINE, *FURTHER, *WORDS])
 def test_mutation_is_reported_in_a_hundred_seeds(mutants: Mutants, name: str) -> None:
     check_reported(mutants, name, range(100, 200))
 

@@ -29,8 +29,10 @@ def test_classes_of_a_mixed_model() -> None:
         "OProj": 5, "AttnReduce": 5, "GateUp": 2, "Down": 2, "MlpReduce": 2, "Router": 3, "Route": 3,
         "ExpertsUp": 3, "ExpertsDown": 3, "MoeReduce": 3,
     }  # fmt: skip
-    assert made.op_class("Route").counter == -1
-    assert sorted(c.counter for c in made.classes) == list(range(-1, len(made.classes) - 1))
+    # No counter where nobody waits for one: the routing stays in the CTA, words are their own flags.
+    silent = {c.name for c in made.classes if c.counter < 0}
+    assert silent == {"OProj", "Down", "Router", "Route", "ExpertsDown"}
+    assert sorted(c.counter for c in made.classes if c.counter >= 0) == list(range(len(made.classes) - 5))
 
 
 @pytest.mark.parametrize("which", ["tiny", "mixed", "one-layer"])
@@ -64,7 +66,7 @@ def test_layers_of_other_shape_are_other_classes() -> None:
 def test_memory() -> None:
     graph, made = lower(MIXED.graph())
     counters = made.region("counters")
-    assert counters.nbytes == 128 * (len(made.classes) - 1)  # a line each, none for the routing
+    assert counters.nbytes == 128 * sum(c.counter >= 0 for c in made.classes)  # a line each
     assert made.workspace_bytes >= max(r.offset + r.nbytes for r in made.workspace)
     offsets = {row.layer: row.kv_offset for row in made.rows if row.op.startswith("Qkv")}
     sizes = [b.nbytes for b in graph.buffers if b.name.startswith("kv.")]

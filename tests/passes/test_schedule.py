@@ -164,12 +164,13 @@ def test_order_of_ops() -> None:
 
 
 def test_independent_ops_change_places() -> None:
-    """With the hand-offs of one op removed, it is free to move, and nothing else moves."""
+    """An op that touches no data of others is free to move, and nothing else moves."""
     from tilecc.passes.order import order
 
     graph, _ = lowered(lambda s: None)
     ops = tuple(
-        dataclasses.replace(op, hand_offs=()) if op.name == "layers.1.router" else op for op in graph.ops
+        dataclasses.replace(op, reads=(), writes=()) if op.name == "layers.1.router" else op
+        for op in graph.ops
     )
     free = dataclasses.replace(graph, ops=ops)
     made = order(free, scheduled(lambda s: s.order("router", "qkv")))

@@ -99,6 +99,25 @@ def _rows(edit: Callable[[int, tuple[WaitSync, ...]], tuple[WaitSync, ...]], op:
     return change
 
 
+def _turn(op: str, layer: int, by: int) -> Change:
+    """An op polls the words of another turn."""
+
+    def change(p: SyncProgram) -> SyncProgram:
+        rows = tuple(
+            dataclasses.replace(r, polled=r.polled + by) if (r.op, r.layer) == (op, layer) else r
+            for r in p.rows
+        )
+        assert rows != p.rows, "the edit changes nothing"
+        return dataclasses.replace(p, rows=rows)
+
+    return change
+
+
+def _nothing_waits(p: SyncProgram) -> SyncProgram:
+    """No op waits for a counter: words order nothing but themselves."""
+    return dataclasses.replace(p, rows=tuple(dataclasses.replace(r, waits=()) for r in p.rows))
+
+
 def _later(_: int, waits: tuple[WaitSync, ...]) -> tuple[WaitSync, ...]:
     return (dataclasses.replace(waits[0], ordinal=waits[0].ordinal + 1), *waits[1:])
 
@@ -112,7 +131,7 @@ def _swapped_rows(p: SyncProgram) -> SyncProgram:
 
 def _shared_counter(p: SyncProgram) -> SyncProgram:
     """Two ops signal one counter: each stands in for the other."""
-    old, new = p.op("GateUp").counter, p.op("Down").counter
+    old, new = p.op("GateUp").counter, p.op("MlpReduce").counter
     rows = tuple(
         dataclasses.replace(
             r, waits=tuple(dataclasses.replace(w, counter=new) if w.counter == old else w for w in r.waits)
@@ -164,7 +183,33 @@ MUSEUM = (
         ("`queries`",),
     ),
     Exhibit(
-        "reduce overtakes the projection", _rows(lambda i, w: (), "AttnReduce", 0), "race", ("`partials`",)
+        "the down projection overtakes its input", _rows(lambda i, w: (), "Down", 0), "race", ("`hidden`",)
+    ),
+    Exhibit(
+        "reduce does not poll the projection's words",
+        _script("AttnReduce", "store", _drop("poll")),
+        "wait",
+        ("`o_proj_words`", "poisoned by AttnReduce"),
+    ),
+    Exhibit(
+        "taken words stay there",
+        _script("AttnReduce", "store", _drop("poison")),
+        "wait",
+        ("`o_proj_words`", "poisoned by nobody"),
+    ),
+    Exhibit("words of the turn before are polled", _turn("AttnReduce", 1, -1), "wait", ("turn 0", "turn 1")),
+    Exhibit("words of the next turn are polled", _turn("AttnReduce", 1, 1), "wait", ("turn 2", "turn 1")),
+    Exhibit(
+        "nobody pushes the words that are polled",
+        _script("OProj", "store", _drop("push")),
+        "wait",
+        ("polls turn 0 of `o_proj_words`",),
+    ),
+    Exhibit(
+        "words are pushed again before those of the turn before are taken",
+        _nothing_waits,
+        "race",
+        ("`o_proj_words[",),
     ),
     Exhibit(
         "a wait for all CTAs but one",
@@ -182,7 +227,7 @@ MUSEUM = (
         "deadlock",
         ("signals of `GateUp`",),
     ),
-    Exhibit("two ops on one counter", _shared_counter, "counter", ("`GateUp`", "`Down`")),
+    Exhibit("two ops on one counter", _shared_counter, "counter", ("`GateUp`", "`MlpReduce`")),
     Exhibit("idle CTAs signal at once", nobody_idles, "race", ("`x`",)),
     Exhibit("a release at CTA scope", lambda p: with_op(p, "GateUp", scope="cta"), "race", ("`hidden`",)),
     Exhibit(

@@ -127,6 +127,7 @@ def test_a_whole_net_moves_its_bytes_and_beats_no_bound(ranks: int) -> None:
         HandOffKind.COUNTER: costs.counter,
         HandOffKind.MBARRIER: costs.mbarrier,
         HandOffKind.PEER_FLAG: costs.peer,
+        HandOffKind.FLAG: costs.flag,
     }
     for i, op in enumerate(ops):
         depth[i] = max((depth[w.op] + price[w.kind] for w in op.waits if not w.previous_step), default=0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tilecc.check.machine import Barrier, Counter, Named, Thread, Violation
+from tilecc.check.machine import Barrier, Counter, Named, Thread, Violation, Words
 from tilecc.check.sync import Do, Loop, Statement, SyncProgram
 
 
@@ -11,6 +11,8 @@ def deadlock(program: SyncProgram, threads: list[Thread], stuck: list[Thread], w
     chain, closed = _chain(program, threads, stuck)
     rows = tuple(dict.fromkeys(t.row for t in chain))
     last = chain[-1].blocked
+    if not closed and isinstance(last, Words):
+        rows = tuple(dict.fromkeys((*rows, last.pushed_at(chain[-1].need)[1])))
     if not closed and isinstance(last, Counter):
         grid = len({t.cta for t in threads})
         rows = tuple(dict.fromkeys((*rows, _place(program, last.op, (chain[-1].need - 1) // grid + 1)[1])))
@@ -58,6 +60,8 @@ def _helpers(program: SyncProgram, threads: list[Thread], t: Thread) -> list[Thr
         instance = (t.need - 1) // grid + 1
         place, done = _place(program, at.op, instance), at.clocks.get(instance, {})
         return [o for o in threads if o.role == "store" and o.cta not in done and (o.step, o.row) <= place]
+    if isinstance(at, Words):
+        return [o for o in threads if o.role == "store" and (o.step, o.row) <= at.pushed_at(t.need)]
     if isinstance(at, Named):
         roles = {s.role for op in program.ops for s in op.scripts if _syncs(s.body, at.name)}
         return [o for o in threads if o.cta == t.cta and o.role in roles and o not in at.members]
@@ -93,5 +97,11 @@ def _wait_text(program: SyncProgram, t: Thread) -> str:
         )
     if isinstance(at, Counter):
         return f"{who} waits for {t.need} signals of `{at.op}`, there are {at.value}"
+    if isinstance(at, Words):
+        step, row = at.pushed_at(t.need)
+        return (
+            f"{who} polls `{at.name}` of turn {t.need}, which `{program.rows[row].op}` of step {step} pushes:"
+            f" {at.done.get(t.need, 0)} of {at.warps} warps have"
+        )
     assert isinstance(at, Named)
     return f"{who} waits at named barrier `{at.name}`, where {len(at.members)} of {at.warps} warps are"

@@ -16,7 +16,7 @@ LANES = {"loader": 1}
 EXACT = ("mbar_wait", "mbar_arrive", "barrier", "counter_wait", "counter_signal")
 """Primitives whose calls the protocols give in number."""
 
-TOUCHES = ("bulk_load", "lds", "sts", "stg", "ldg")
+TOUCHES = ("bulk_load", "lds", "sts", "stg", "ldg", "word_push", "word_poll")
 """Primitives of which the protocols say in which role of which op they are called at all."""
 
 
@@ -55,6 +55,9 @@ def _count(made: Counter[str], do: Do, f: Frame, row: RowSync, program: SyncProg
     elif verb == "copy":
         made["bulk_load"] += int(f.warp == 0)
     else:
-        name = {"put": "sts", "use": "lds", "read": "ldg", "write": "stg"}.get(verb)
+        name = {
+            "put": "sts", "use": "lds", "read": "ldg", "write": "stg", "push": "word_push",
+            "poll": "word_poll", "poison": "stg",
+        }.get(verb)  # fmt: skip
         if name is not None:
             made[name] += 1

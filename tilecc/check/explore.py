@@ -16,11 +16,11 @@ import numpy as np
 
 from tilecc.check.blocked import deadlock
 from tilecc.check.extents import Extents, Frame, Launch, Values, walk
-from tilecc.check.machine import Barrier, Clock, Counter, Named, Thread, Touch, Violation
-from tilecc.check.sync import VERBS, Do, RingSync, RowSync, SyncProgram
+from tilecc.check.machine import Barrier, Clock, Counter, Named, Thread, Touch, Violation, Words
+from tilecc.check.sync import VERBS, WORD_VERBS, Do, Loop, RingSync, RowSync, Statement, SyncProgram
 
 PRODUCING = frozenset({"acquire", "put", "copy", "commit"})
-ACTING = frozenset(VERBS) - {"inputs", "idle", "previous", "ended", "sync", "acquire", "take"}
+ACTING = frozenset(VERBS) - {"inputs", "idle", "previous", "ended", "sync", "acquire", "take", "poll"}
 """Verbs that never wait."""
 
 
@@ -69,6 +69,18 @@ class Explorer:
                     self.barriers.setdefault((cta, ring.name), []).append((full, empty))
                     agent += 1
         self.counters = {op.counter: Counter(op.name) for op in program.ops if op.counter >= 0}
+        self.words: dict[str, Words] = {}
+        self.pushing: dict[tuple[str, str], str] = {}
+        """(op, role) that pushes words, and which."""
+        for op in program.ops:
+            for script in op.scripts:
+                for name in _pushed(script.body):
+                    self.pushing[op.name, script.role] = name
+                    rows = tuple(i for i, row in enumerate(program.rows) if row.op == op.name)
+                    rows += self.words[name].pushes if name in self.words else ()
+                    turns = next(b.turns for b in program.buffers if b.name == name)
+                    warps = values.grid * self.role_warps[script.role]
+                    self.words[name] = Words(name, warps, tuple(sorted(rows)), turns)
         self.slots: dict[tuple[int, str, int], dict[tuple[str, int], Touch]] = {}
         self.buffers: dict[str, list[Touch]] = {}
         self.signaller = {t.cta: t.number for t in self.threads if t.role == "store" and t.warp == 0}
@@ -94,7 +106,7 @@ class Explorer:
             if thread.blocked is None:
                 thread.body = iter(())
             elif not self.satisfied(thread):
-                if isinstance(thread.blocked, Barrier | Counter):
+                if isinstance(thread.blocked, Barrier | Counter | Words):
                     thread.blocked.waiters.append(thread)
             else:
                 ready.append(thread)
@@ -111,6 +123,8 @@ class Explorer:
             return at.phase > thread.need
         if isinstance(at, Counter):
             return at.value >= thread.need
+        if isinstance(at, Words):
+            return self.satisfied_by(at, thread.need)
         return False
 
     def wake(self, waiters: list[Thread]) -> None:
@@ -148,6 +162,11 @@ class Explorer:
                         self.act(t, do, f)
                     else:
                         yield from self.wait(t, do, f)
+                if (op.name, t.role) in self.pushing:
+                    words = self.words[self.pushing[op.name, t.role]]
+                    turn = words.turn(step, row.pushed)
+                    words.done[turn] = words.done.get(turn, 0) + 1
+                    self.wake(words.waiters)
 
     # ---- statements ----------------------------------------------------------------------------------------
 
@@ -166,6 +185,8 @@ class Explorer:
             self.tick(t)
         elif verb == "sync":
             yield from self.named_barrier(t, self.named[t.cta, s.bar])
+        elif verb == "poll":
+            yield from self.poll(t, s)
         else:
             ring = self.rings[s.ring]
             slot, lap, _ = self.place(t, s, ring, f)
@@ -190,8 +211,33 @@ class Explorer:
             self.signal(t)
         elif verb in ("read", "write"):
             self.touch_buffer(t, s, verb == "write", t.number, int(t.clock[t.number]))
+        elif verb in WORD_VERBS:
+            self.touch_words(t, s)
         else:
             self.ring_statement(t, s, self.rings[s.ring], f)
+
+    def poll(self, t: Thread, s: Do) -> Iterator[object]:
+        words = self.words[s.buffer]
+        turn = words.turn(t.step, self.rows[t.row][0].polled)
+        t.need = turn
+        if not self.satisfied_by(words, turn):
+            yield words
+            t.blocked = None
+        self.touch_words(t, s)
+
+    def touch_words(self, t: Thread, s: Do) -> None:
+        words, (row, op, _) = self.words[s.buffer], self.rows[t.row]
+        pushes = self.pushing.get((op.name, t.role)) == s.buffer
+        turn = words.turn(t.step, row.pushed if pushes else row.polled)
+        # The words of a turn need no order with their own push; a pusher poisons those of the next turn.
+        slot = (turn + (s.verb == "poison" and pushes)) % words.slots
+        own = None if pushes else words.pushed_at(turn)
+        now = int(t.clock[t.number])
+        self.touch_buffer(t, s, s.verb != "poll", t.number, now, f"{s.buffer}[{slot}]", own)
+
+    @staticmethod
+    def satisfied_by(words: Words, turn: int) -> bool:
+        return words.done.get(turn, 0) >= words.warps
 
     def buffer_of(self, name: str, row: int) -> str:
         return f"{name}.{self.program.rows[row].layer}" if self.per_layer.get(name) else name
@@ -364,13 +410,24 @@ class Explorer:
         else:
             touch.reads[agent], touch.read = time, True
 
-    def touch_buffer(self, t: Thread, s: Do, write: bool, agent: int, time: int) -> None:
-        name, key = self.buffer_of(s.buffer, t.row), (t.step, t.row)
+    def touch_buffer(
+        self,
+        t: Thread,
+        s: Do,
+        write: bool,
+        agent: int,
+        time: int,
+        slot: str = "",
+        own_push: tuple[int, int] | None = None,
+    ) -> None:
+        name, key = slot or self.buffer_of(s.buffer, t.row), (t.step, t.row)
         found = self.buffers.setdefault(name, [])
         mine: Touch | None = None
         for touch in found:
             if touch.key == key and touch.older == s.older:
                 mine = touch
+                continue
+            if touch.key == own_push:
                 continue
             # What only earlier steps wrote does not conflict with what this step writes.
             if touch.key[0] == t.step and (s.older or s.word or touch.older):
@@ -421,3 +478,12 @@ class Explorer:
             f" {barrier.phase - phase} phases further: the parity is ambiguous",
             (t.row,),
         )  # fmt: skip
+
+
+def _pushed(body: tuple[Statement, ...]) -> Iterator[str]:
+    """The words that a script pushes."""
+    for s in body:
+        if isinstance(s, Loop):
+            yield from _pushed(s.body)
+        elif s.verb == "push":
+            yield s.buffer

@@ -26,6 +26,7 @@ from tilecc.check.sync import (
 from tilecc.ir.attention import block_bytes, window_blocks
 from tilecc.ir.program import OpClass, Program
 from tilecc.ir.rows import row_tiles
+from tilecc.ir.tile import FLAG_TURNS
 
 READ_ONLY = "image"
 """The weight image: written by nobody, so accesses to it are left out."""
@@ -58,7 +59,13 @@ def lower(program: Program) -> SyncProgram:
         rings.append(RingSync("routing", 1, "activations", everyone, 1, sum(warps.values()), 1))
     names = {region.name for region in program.workspace} - NOT_CHECKED | {"kv", "token", "stop"}
     rows = tuple(
-        RowSync(row.op, row.layer, tuple(WaitSync(w.counter, w.ordinal) for w in row.waits))
+        RowSync(
+            row.op,
+            row.layer,
+            tuple(WaitSync(w.counter, w.ordinal) for w in row.waits),
+            row.pushed,
+            row.polled,
+        )
         for row in program.rows
     )
     begin = (Loop("stop", (Do("ended"), Do("read", buffer="stop", word=True))),)
@@ -66,7 +73,10 @@ def lower(program: Program) -> SyncProgram:
         program.name,
         tuple(RoleSync(role.name, role.warps) for role in program.roles),
         tuple(rings),
-        tuple(BufferSync(name, name in PER_LAYER) for name in sorted(names)),
+        tuple(
+            BufferSync(name, name in PER_LAYER, FLAG_TURNS if program.turns(name) else 0, program.turns(name))
+            for name in sorted(names)
+        ),
         tuple(_op(op, program) for op in program.classes),
         rows,
         bars=(
@@ -135,8 +145,10 @@ def _shape(op: OpClass, program: Program) -> dict[str, int]:
 
 
 def _reads(op: OpClass) -> tuple[str, ...]:
-    """Global buffers that the activation role (or, without one, the store role) reads."""
+    """Global buffers that the activation role (or, without one, the store role) reads, words aside."""
     c = op.constants
+    if op.polls:
+        return {"reduce": ("x",)}.get(op.kind, ())
     return {
         "embed": ("token",),
         "reduce": ("partials", "x"),
@@ -150,6 +162,8 @@ def _reads(op: OpClass) -> tuple[str, ...]:
 
 
 def _writes(op: OpClass) -> tuple[str, ...]:
+    if op.pushes:
+        return ()
     split = int(op.constants.get("tile_splits", 1)) > 1
     return {
         "embed": ("x", "y", "sum_sq"),
@@ -169,8 +183,18 @@ def _writes(op: OpClass) -> tuple[str, ...]:
 
 def _vector(op: OpClass) -> Scripts:
     """Ops of the store warp alone (op_vector.cuh, the merge of op_attention.cuh)."""
-    body = (*(Do("read", buffer=b) for b in _reads(op)), *(Do("write", buffer=b) for b in _writes(op)))
-    return (Script("store", (Do("inputs"), Loop("tasks", body), Do("signal"))),)
+    # Each word is taken by one lane, which poisons it again.
+    words = (Do("poll", buffer=op.polls), Do("poison", buffer=op.polls)) if op.polls else ()
+    body = (
+        *words,
+        *(Do("read", buffer=b) for b in _reads(op)),
+        *(Do("write", buffer=b) for b in _writes(op)),
+    )
+    return (Script("store", (Do("inputs"), Loop("tasks", body), *_signal(op))),)
+
+
+def _signal(op: OpClass) -> tuple[Do, ...]:
+    return (Do("signal"),) if op.counter >= 0 else ()
 
 
 def _route(op: OpClass) -> Scripts:
@@ -179,6 +203,7 @@ def _route(op: OpClass) -> Scripts:
     both = Do("sync", bar="selecting")
     select: tuple[Statement, ...] = (
         both,
+        *((Do("poll", buffer=op.polls),) if op.polls else ()),
         *(Do("read", buffer=b) for b in _reads(op)),
         Do("put", "routing", area="warp:selected"),
         Loop("cta=0", (Do("write", buffer="routes"),)),
@@ -239,6 +264,10 @@ def _gemv(op: OpClass) -> Scripts:
         )
     exchange = Loop("tiles", (Do("acquire", "exchange"), Do("put", "exchange"), Do("commit", "exchange")))
     writes = tuple(Do("write", buffer=b) for b in _writes(op))
+    if op.pushes:
+        # What every CTA reads, nobody can take back but who pushed it.
+        own = (Do("poison", buffer=op.pushes),) if op.kind == "router" else ()
+        writes = (*own, Do("push", buffer=op.pushes))
     # The head folds its tiles and leaves one result per CTA, with or without tasks.
     tile, end = ((), writes) if op.kind == "head" else (writes, ())
     rows = listed if up else ()
@@ -268,7 +297,7 @@ def _gemv(op: OpClass) -> Scripts:
                 ),
                 *end,
                 *last,
-                Do("signal"),
+                *_signal(op),
             ),
         ),
     )  # fmt: skip

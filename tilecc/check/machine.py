@@ -49,6 +49,27 @@ class Counter:
 
 
 @dataclass
+class Words:
+    """Words that are their own flags: how many of the `warps` that push them are done with each turn.
+    `pushes`: the rows of the step that push them."""
+
+    name: str
+    warps: int
+    pushes: tuple[int, ...]
+    slots: int
+    done: dict[int, int] = field(default_factory=dict)
+    waiters: list[Thread] = field(default_factory=list)
+
+    def turn(self, step: int, ordinal: int) -> int:
+        """Turns since the first step."""
+        return step * len(self.pushes) + ordinal
+
+    def pushed_at(self, turn: int) -> tuple[int, int]:
+        """(step, row) of the push of a turn."""
+        return turn // len(self.pushes), self.pushes[turn % len(self.pushes)]
+
+
+@dataclass
 class Named:
     """A named barrier of a CTA and the warps that wait there."""
 

@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tilecc.check.machine import Violation
-from tilecc.check.sync import RING_VERBS, VERBS, Do, Loop, OpSync, RingSync, Statement, SyncProgram
+from tilecc.check.sync import (
+    RING_VERBS,
+    VERBS,
+    WORD_VERBS,
+    Do,
+    Loop,
+    OpSync,
+    RingSync,
+    Statement,
+    SyncProgram,
+)
 
 Pattern = tuple[object, ...]
 
@@ -33,6 +43,7 @@ def structure(program: SyncProgram) -> Iterator[Violation]:
                 yield from _both_sides(op, ring, scripts, row)
     yield from _routing(program)
     yield from _waits(program)
+    yield from _turns(program)
 
 
 def _row_of(program: SyncProgram, op: OpSync) -> int:
@@ -43,6 +54,7 @@ def _row_of(program: SyncProgram, op: OpSync) -> int:
 def _names(program: SyncProgram) -> Iterator[Violation]:
     rings, roles = {r.name for r in program.rings}, {r.name for r in program.roles}
     buffers, bars = {b.name for b in program.buffers}, {b.name for b in program.bars}
+    words = {b.name for b in program.buffers if b.turns}
     for op in program.ops:
         row = _row_of(program, op)
         for script in op.scripts:
@@ -60,6 +72,9 @@ def _names(program: SyncProgram) -> Iterator[Violation]:
                     yield Violation("script", text, (row,))
                 if do.verb in ("read", "write") and do.buffer not in buffers:
                     text = f"`{op.name}`, {script.role}: `{do.verb} {do.buffer}` names no buffer"
+                    yield Violation("script", text, (row,))
+                if do.verb in WORD_VERBS and do.buffer not in words:
+                    text = f"`{op.name}`, {script.role}: `{do.verb} {do.buffer}` names no words"
                     yield Violation("script", text, (row,))
                 if (do.verb == "sync") != bool(do.bar) or (do.bar and do.bar not in bars):
                     text = f"`{op.name}`, {script.role}: `{do.verb} {do.bar}` names no named barrier"
@@ -262,3 +277,37 @@ def _waits(program: SyncProgram) -> Iterator[Violation]:
         op = program.op(row.op)
         if op.counter >= 0:
             started[op.counter] = started.get(op.counter, 0) + 1
+
+
+def _turns(program: SyncProgram) -> Iterator[Violation]:
+    """Words are polled in the turn that was pushed last, once each, and one side poisons them."""
+    for words in (b for b in program.buffers if b.turns):
+        using = [op for op in program.ops if _verbs(op, words.name)]
+        sides = [op.name for op in using if "poison" in _verbs(op, words.name)]
+        pushing = [op.name for op in using if "push" in _verbs(op, words.name)]
+        polling = [op.name for op in using if "poll" in _verbs(op, words.name)]
+        if sides not in (pushing, polling):
+            text = f"`{words.name}` is poisoned by {', '.join(sides) or 'nobody'}, not by who pushes or polls"
+            yield Violation("wait", text, tuple(_row_of(program, op) for op in using))
+    pushed: dict[str, int] = {}
+    polled: dict[str, int] = {}
+    for index, row in enumerate(program.rows):
+        op = program.op(row.op)
+        used = {(d.verb, d.buffer) for s in op.scripts for d in _flat(s.body) if d.verb in ("push", "poll")}
+        for verb, name in sorted(used):
+            due = pushed.get(name, 0) - (verb == "poll")
+            turn = row.polled if verb == "poll" else row.pushed
+            if turn != due or (verb == "poll" and polled.get(name, -1) == due):
+                text = (
+                    f"`{row.op}` of layer {row.layer} {verb}s turn {turn} of `{name}`, which is in turn {due}"
+                )
+                again = "polled before" if turn == due else "out of turn"
+                yield Violation("wait", f"{text}: {again}", (index,))
+            if verb == "push":
+                pushed[name] = pushed.get(name, 0) + 1
+            else:
+                polled[name] = due
+
+
+def _verbs(op: OpSync, words: str) -> set[str]:
+    return {d.verb for s in op.scripts for d in _flat(s.body) if d.buffer == words}

@@ -13,6 +13,9 @@ known at run time; `tilecc.check.extents` lists the symbols.
     previous    wait for them as of one step ago         ended       wait for the last op of the step before
     read B      read buffer B                            write B     write buffer B
     sync N      named barrier N                          signal      arrive on the op's counter
+    push B      write words that are their own flags,    poll B      wait for those of the turn that the row
+                of the turn that the row pushes                      polls, and read them
+    poison B    by who polls B: take those words back; by who pushes B: those of the next turn
 
 `take`, `use` and `release` with `ahead` mean the slot that many further; only `skip` passes it over. `put`
 and `use` with an `area` mean a part of the slot: "warp:NAME" is one part per warp, of which `put` writes its
@@ -32,9 +35,10 @@ IR_VERSION = 1
 
 VERBS = (
     "acquire", "put", "copy", "commit", "take", "use", "release", "skip", "inputs", "idle", "previous",
-    "ended", "read", "write", "sync", "signal",
+    "ended", "read", "write", "sync", "signal", "push", "poll", "poison",
 )  # fmt: skip
 RING_VERBS = frozenset({"acquire", "put", "copy", "commit", "take", "use", "release", "skip"})
+WORD_VERBS = frozenset({"push", "poll", "poison"})
 
 
 @ir_node(positional=2)
@@ -107,10 +111,12 @@ class BarSync:
 @ir_node(positional=1)
 class BufferSync:
     """Global memory. Tasks of one op touch different parts of it; `per_layer`: so do ops of different
-    layers."""
+    layers. Words that are their own flags have as many slots as `turns`, used in turn, `per_step` a step."""
 
     name: str
     per_layer: bool = False
+    turns: int = 0
+    per_step: int = 0
 
 
 @ir_node(positional=1)
@@ -145,11 +151,13 @@ class WaitSync:
 
 @ir_node(positional=1)
 class RowSync:
-    """One op of the step."""
+    """One op of the step. `pushed`, `polled`: which turn of the step its words are of."""
 
     op: str
     layer: int
     waits: tuple[WaitSync, ...] = ()
+    pushed: int = 0
+    polled: int = 0
 
 
 @ir_node

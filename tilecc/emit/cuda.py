@@ -11,7 +11,7 @@ import jinja2
 from tilecc.emit.bodies import COMMON_BODIES, lower_bodies
 from tilecc.emit.format import clang_format
 from tilecc.emit.ops import OpContext, constant, op_context
-from tilecc.ir.program import Program
+from tilecc.ir.program import Program, RegionSpec
 from tilecc.ir.rows import routing_bytes
 from tilecc.passes.tile import MAX_GRID
 
@@ -54,6 +54,7 @@ class KernelContext:
     roles: tuple[RoleContext, ...]
     prefetches: tuple[PrefetchContext, ...]
     commit_counter: int
+    words: tuple[RegionSpec, ...]
 
 
 def emit_cuda(program: Program, model_file: str) -> str:
@@ -83,6 +84,7 @@ def emit_cuda(program: Program, model_file: str) -> str:
         ),
         prefetches=prefetches(program),
         commit_counter=next(op.counter for op in program.classes if op.kind == "commit"),
+        words=tuple(r for r in program.workspace if r.init == "poison"),
     )  # fmt: skip
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES / "kernel"), undefined=jinja2.StrictUndefined,

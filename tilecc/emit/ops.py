@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tilecc.emit.bodies import BodySpec, router_topk, softmax_merge
 from tilecc.ir.graph import AttrValue
 from tilecc.ir.program import OpClass, Program
+from tilecc.ir.tile import FLAG_TURNS
 from tilecc.passes.tile import ceil_div, pad
 
 KV_FORMATS = {"bf16": "kBf16", "fp8": "kFp8"}
@@ -55,8 +56,8 @@ def op_context(op: OpClass, program: Program) -> OpContext:
     kind = op.kind if op.kind not in _GEMV else "gemv"
     template, members, extra, bodies = _KINDS[kind](op, program)
     members = [*members, Member("u32", "kRotation", str(op.constants["rotation"]))]
-    if op.counter >= 0:
-        members.append(Member("u32", "kCounter", str(op.counter)))
+    if op.kind != "route":
+        members.append(Member("u32", "kCounter", str(op.counter) if op.counter >= 0 else "kNoCounter"))
     comment = [
         *textwrap.wrap(op.doc, 112, subsequent_indent="  "),
         f"  from {op.loc}",
@@ -85,6 +86,24 @@ def _at(name: str, buffer: str, program: Program) -> Member:
     return Member("u64", name, f"ws::{constant(buffer)}" if known else "0")
 
 
+def _polls(op: OpClass, program: Program) -> list[Member]:
+    """Members of an op that may be handed words that are their own flags."""
+    members = [_bool("kWords", bool(op.polls))]
+    if op.polls:
+        members.append(_u32("kPollBytes", program.region(op.polls).nbytes // FLAG_TURNS))
+        members.append(_u32("kPolls", program.turns(op.polls)))
+    return members
+
+
+def _pushes(op: OpClass, program: Program) -> list[Member]:
+    """Members of an op that hands on words that are their own flags."""
+    return [
+        _at("kPush", op.pushes, program),
+        _u32("kPushBytes", program.region(op.pushes).nbytes // FLAG_TURNS),
+        _u32("kPushes", program.turns(op.pushes)),
+    ]
+
+
 def _embed(op: OpClass, program: Program) -> Parts:
     members = [
         _at("kX", "x", program), _at("kY", "y", program), _at("kSumSq", "sum_sq", program),
@@ -95,7 +114,10 @@ def _embed(op: OpClass, program: Program) -> Parts:
 
 def _reduce(op: OpClass, program: Program) -> Parts:
     _, members, extra, bodies = _embed(op, program)
-    members += [_at("kPartials", "partials", program), _u32("kSplits", op.constants["tile_splits"])]
+    members += [
+        _at("kPartials", op.polls or "partials", program), _u32("kSplits", op.constants["tile_splits"]),
+        *_polls(op, program), _u32("kSteps", program.hidden // 16),
+    ]  # fmt: skip
     return "Reduce", members, extra, bodies
 
 
@@ -111,7 +133,8 @@ def _route(op: OpClass, program: Program) -> Parts:
     members = [
         _u32("kExperts", experts), _u32("kTopK", k), _u32("kPitch", c["tile_pitch"]),
         _u32("kSplits", max(splits, default=1)),
-        _at("kLogits", "router_logits", program), _at("kRoutes", "routes", program),
+        _at("kLogits", op.polls or "router_logits", program), _at("kRoutes", "routes", program),
+        *_polls(op, program),
         _f32("kScaling", c["scaling"]), _bool("kNormTopK", bool(c["norm_topk"])),
     ]  # fmt: skip
     extra = [
@@ -197,14 +220,18 @@ def _gemv(op: OpClass, program: Program) -> Parts:
         _f32("kEps", c.get("eps", 0.0)), _bool("kPrefetches", bool(op.prefetch)),
     ]  # fmt: skip
     more, extra = _EPILOGUES[op.kind](op, program)
-    epilogue = f"using Epilogue = {_EPILOGUE_NAMES[op.kind]}<{op.name}Op>;"
+    name = _EPILOGUE_NAMES[op.kind]
+    if op.pushes:
+        name = name.replace("Epilogue", "WordsEpilogue")
+    epilogue = f"using Epilogue = {name}<{op.name}Op>;"
     if op.prefetch:
         extra = [*extra, "static TK_FN void prefetch(Cx& c);  // below"]
     return "Gemv", members + more, [*extra, epilogue], []
 
 
 def _partial_epilogue(op: OpClass, program: Program) -> tuple[list[Member], list[str]]:
-    return [_at("kOffset", "partials", program), _u32("kColumns", pad(program.hidden))], []
+    place = _pushes(op, program) if op.pushes else [_at("kOffset", "partials", program)]
+    return [*place, _u32("kColumns", pad(program.hidden))], []
 
 
 def _swiglu_epilogue(op: OpClass, program: Program) -> tuple[list[Member], list[str]]:
@@ -219,8 +246,9 @@ def _swiglu_epilogue(op: OpClass, program: Program) -> tuple[list[Member], list[
 
 def _logits_epilogue(op: OpClass, program: Program) -> tuple[list[Member], list[str]]:
     c = op.constants
+    place = _pushes(op, program) if op.pushes else [_at("kOffset", "router_logits", program)]
     return [
-        _at("kOffset", "router_logits", program),
+        *place,
         _u32("kRowsOut", c["experts"]),
         _u32("kPitch", c["tile_pitch"]),
     ], []

@@ -45,5 +45,5 @@ def _row(row: OpRowSpec, offsets: dict[str, int]) -> bytes:
     return ROW.pack(
         1, max(row.layer, 0), unit("matrix"), unit("norm"), unit("aux"), row.kv_offset // IMAGE_UNIT,
         len(row.waits), 0,
-        *waits, 0, 0, 0,
+        *waits, row.pushed, row.polled, 0,
     )  # fmt: skip

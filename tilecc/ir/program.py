@@ -18,8 +18,9 @@ from tilecc.package import IR_VERSION
 @ir_node(positional=2)
 class OpClass:
     """Code of one kind and shape of op. `constants` become constexpr members of the emitted op; `counter` is
-    the id of its epoch counter (-1: it signals only inside the CTA), `per_step` how many instances a step
-    has. `prefetch` names classes of the same layer: a layer without one has nothing to prefetch."""
+    the id of its epoch counter (-1: nobody waits for one), `per_step` how many instances a step has.
+    `prefetch` names classes of the same layer: a layer without one has nothing to prefetch. `pushes`,
+    `polls`: the regions of words that it hands on, and is handed, as flags."""
 
     name: str
     kind: str
@@ -29,6 +30,8 @@ class OpClass:
     doc: str
     hand_offs: tuple[str, ...] = ()
     prefetch: tuple[Prefetch, ...] = ()
+    pushes: str = ""
+    polls: str = ""
     loc: Loc = UNKNOWN
 
 
@@ -44,18 +47,22 @@ class WaitSpec:
 
 @ir_node(positional=2)
 class OpRowSpec:
-    """One row of the op table: which class, in which layer, with which image entries (names) and waits."""
+    """One row of the op table: which class, in which layer, with which image entries (names) and waits.
+    `pushed`, `polled`: the turns of the step (from 0) in the words that the op pushes and polls as flags."""
 
     op: str
     layer: int
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
     kv_offset: int = 0
     waits: tuple[WaitSpec, ...] = ()
+    pushed: int = 0
+    polled: int = 0
 
 
 @ir_node(positional=1)
 class RegionSpec:
-    """A region of the workspace, bytes; `init` "zero" means that the host clears it once."""
+    """A region of the workspace, bytes, which the host clears once; with `init` "poison" the first launch
+    fills it with the poison of words that are their own flags."""
 
     name: str
     offset: int
@@ -108,6 +115,11 @@ class Program:
             if ring.name == name:
                 return ring
         raise KeyError(name)
+
+    def turns(self, region: str) -> int:
+        """How often a step pushes the words of a region."""
+        pushing = {op.name for op in self.classes if op.pushes == region}
+        return sum(row.op in pushing for row in self.rows)
 
     def region(self, name: str) -> RegionSpec:
         """The workspace region of that name. Raises KeyError."""

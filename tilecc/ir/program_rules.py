@@ -9,6 +9,7 @@ from tilecc.diag import Diagnostic
 from tilecc.ir.attention import block_bytes
 from tilecc.ir.program import OpRowSpec, Program
 from tilecc.ir.rows import ROW_COUNTS
+from tilecc.ir.tile import FLAG_TURNS
 from tilecc.ir.tile_rules import ring_problems, role_problems
 from tilecc.ir.verify import Rule, violation
 
@@ -149,6 +150,31 @@ def waits_satisfiable(program: Program) -> Iterator[Diagnostic]:
                 text += f", {started[source.name]} have started"
                 yield violation("waits-satisfiable", text, source.loc)
         started[row.op] += 1
+
+
+@_rule("words that are flags: a region of 3 slots for each, polled in the turn in which they were pushed")
+def turns_match(program: Program) -> Iterator[Diagnostic]:
+    regions = {r.name: r for r in program.workspace}
+    pushed: Counter[str] = Counter()
+    classes = {c.name: c for c in program.classes}
+    for op in program.classes:
+        for name in filter(None, (op.pushes, op.polls)):
+            region = regions.get(name)
+            if region is None or region.init != "poison" or region.nbytes % (8 * FLAG_TURNS):
+                text = f"`{op.name}` hands over words in `{name}`, which is no region of words as flags"
+                yield violation("turns-match", text, op.loc)
+    for row in program.rows:
+        if row.op not in classes:
+            continue  # reported by rows-match-classes
+        op = classes[row.op]
+        where = f"row `{row.op}` of layer {row.layer}"
+        for verb, name, turn in (("polls", op.polls, row.polled), ("pushes", op.pushes, row.pushed)):
+            due = pushed[name] - (verb == "polls")
+            if turn != (due if name else 0):
+                text = f"{where} {verb} turn {turn} of `{name}`, which is in turn {due}"
+                yield violation("turns-match", text, op.loc)
+        if op.pushes:
+            pushed[op.pushes] += 1
 
 
 # -------------------------------------------------------------------------------------------------- memory

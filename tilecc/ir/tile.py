@@ -38,6 +38,7 @@ class HandOffKind(enum.Enum):
     MBARRIER = 0  # both run on the same CTA
     COUNTER = 1  # GPU-scope epoch counter, one arrival per CTA
     PEER_FLAG = 2  # words that all ranks push, each its own flag: system scope
+    FLAG = 3  # words that one op pushes and another polls, each its own flag: GPU scope
 
 
 @ir_node(positional=2)
@@ -58,7 +59,8 @@ class Weight:
 @ir_node(positional=2)
 class Buffer:
     """Named storage. `shape` is logical, in elements, of one slot; `nbytes` what it takes in its layout,
-    padding and all `slots` included. Instance e of a writer uses slot e modulo `slots`."""
+    padding and all `slots` included. Instance e of a writer uses slot e modulo `slots`. `word` is not 0 where
+    every word of so many bytes is its own flag: it holds data, or the poison if it is not there yet."""
 
     name: str
     dtype: str
@@ -66,6 +68,7 @@ class Buffer:
     nbytes: int
     space: Space = Space.WORKSPACE
     slots: int = 1
+    word: int = 0
 
 
 @ir_node(positional=1)
@@ -183,6 +186,15 @@ class TileGraph:
         graph = parse_ir(text, [TileGraph], file)
         assert isinstance(graph, TileGraph)
         return graph
+
+
+FLAG_TURNS = 3
+"""Slots of words that are their own flags (kTurns in op_common.cuh): while one is pushed, the next one is
+poisoned, and the one before may still be read."""
+
+STORE_OPS = frozenset({"embed", "reduce", "attention_merge", "commit", "argmax_push"})
+"""Ops that the store warps carry out alone (op_vector.cuh). A store warp goes through all ops of its CTA, so
+what an earlier op waited for is done when one of these starts."""
 
 
 def warps_along_k(consumers: int, chunk: int) -> int:

@@ -14,7 +14,17 @@ from tilecc.diag import Diagnostic
 from tilecc.diag.model import nearest
 from tilecc.ir.attention import exchange_bytes, key_bytes, query_bytes, value_bytes
 from tilecc.ir.rows import BASE_ROWS, ROW_COUNTS, act_block_bytes
-from tilecc.ir.tile import Access, HandOffKind, RingSpec, RoleSpec, Space, TileGraph, TileOp
+from tilecc.ir.tile import (
+    FLAG_TURNS,
+    STORE_OPS,
+    Access,
+    HandOffKind,
+    RingSpec,
+    RoleSpec,
+    Space,
+    TileGraph,
+    TileOp,
+)
 from tilecc.ir.verify import Rule, violation
 from tilecc.weights.layout import BLOCK_BYTES
 
@@ -162,6 +172,7 @@ def hand_offs_point_back(graph: TileGraph) -> Iterator[Diagnostic]:
 @_rule("an mbarrier protects shared memory of the CTA, a counter is that of an op that signals one")
 def hand_off_kinds(graph: TileGraph) -> Iterator[Diagnostic]:
     spaces = {b.name: b.space for b in graph.buffers}
+    words = {b.name for b in graph.buffers if b.word}
     ops = {op.name: op for op in graph.ops}
     for op in graph.ops:
         for h in op.hand_offs:
@@ -178,6 +189,10 @@ def hand_off_kinds(graph: TileGraph) -> Iterator[Diagnostic]:
             if (h.kind is HandOffKind.PEER_FLAG) != (len(pushed) == len(h.buffers)):
                 text = f"`{h.source}` -> `{op.name}`: a peer flag orders pushed buffers, nothing else does"
                 yield violation("hand-off-kinds", text, op.loc)
+            plain = [b for b in h.buffers if b not in words]
+            if h.kind is HandOffKind.FLAG and plain:
+                text = f"`{h.source}` -> `{op.name}`: the words of `{plain[0]}` are no flags"
+                yield violation("hand-off-kinds", text, op.loc)
             source = ops.get(h.source)
             if h.kind is HandOffKind.COUNTER and source is not None and _signals_in_cta(graph, source):
                 text = f"`{op.name}` waits for a counter of `{h.source}`, which signals only inside the CTA"
@@ -188,7 +203,9 @@ class Order:
     """Happens-before of two steps, as bit sets of op indices.
 
     `before[i]`: ops whose part on the same CTA is done when i starts. `everywhere[i]`: ops that are done on
-    all CTAs. A counter waits for all CTAs, an mbarrier for one's own; what was done everywhere stays so.
+    all CTAs. A counter waits for all CTAs, each of which arrives when it is done with the op and all before
+    it; an mbarrier waits for one's own; what was done everywhere stays so. `stored`: what the store warps
+    know, which go through all ops and carry out some alone.
     """
 
     def __init__(self, graph: TileGraph) -> None:
@@ -196,27 +213,33 @@ class Order:
         place = {op.name: i for i, op in enumerate(graph.ops)}
         self.before: list[int] = []
         self.everywhere: list[int] = []
+        stored = 0
         for index in range(2 * count):
-            local = far = 0
             step, number = divmod(index, count)
+            local = far = stored if graph.ops[number].kind in STORE_OPS else 0
             for h in graph.ops[number].hand_offs:
                 source = place.get(h.source, -1)
-                if h.kind is HandOffKind.PEER_FLAG:
-                    continue  # orders the pushed words alone, see peer-exchanges
+                if h.kind in (HandOffKind.PEER_FLAG, HandOffKind.FLAG):
+                    continue  # orders the words alone, see peer-exchanges and flag-turns
                 at = source + (step - h.previous_step) * count
                 if source < 0 or not 0 <= at < index:
                     continue  # of the step before the first, or reported by hand-offs-point-back
                 local |= self.before[at] | 1 << at
-                counted = h.kind is HandOffKind.COUNTER
-                far |= self.before[at] | 1 << at if counted else self.everywhere[at]
+                if h.kind is HandOffKind.COUNTER:
+                    far |= (1 << at + 1) - 1
+                    local |= far
+                else:
+                    far |= self.everywhere[at]
             self.before.append(local)
             self.everywhere.append(far)
+            stored |= far
 
 
 @_rule("two accesses of one element, one of them a write, are ordered by hand-offs, also across steps")
 def conflicts_ordered(graph: TileGraph) -> Iterator[Diagnostic]:
     count = len(graph.ops)
     spaces = {b.name: b.space for b in graph.buffers}
+    words = {b.name for b in graph.buffers if b.word}
     order = Order(graph)
     readers: dict[str, int] = {}
     writers: dict[str, int] = {}
@@ -224,8 +247,8 @@ def conflicts_ordered(graph: TileGraph) -> Iterator[Diagnostic]:
         op = graph.ops[index % count]
         written = {a.buffer for a in op.writes}
         for buffer in sorted({a.buffer for a in (*op.reads, *op.writes)} if index >= count else ()):
-            if spaces.get(buffer) is Space.PEER:
-                continue  # see peer-exchanges
+            if spaces.get(buffer) is Space.PEER or buffer in words:
+                continue  # see peer-exchanges and flag-turns
             local = spaces.get(buffer) is Space.CTA
             known = (order.before if local else order.everywhere)[index]
             others = writers.get(buffer, 0) | (readers.get(buffer, 0) if buffer in written else 0)
@@ -263,6 +286,45 @@ def peer_exchanges(graph: TileGraph) -> Iterator[Diagnostic]:
         if pushed is not None:
             text = f"nothing reads what `{pushed.name}` pushes into `{buffer.name}`"
             yield violation("peer-exchanges", text, pushed.loc)
+
+
+@_rule("words that are flags are pushed and polled in turn; a turn starts when all is done with the last one")
+def flag_turns(graph: TileGraph) -> Iterator[Diagnostic]:
+    count = len(graph.ops)
+    everywhere = Order(graph).everywhere
+    for buffer in (b for b in graph.buffers if b.word):
+        if buffer.space is not Space.WORKSPACE or buffer.slots != FLAG_TURNS or buffer.word not in (4, 8):
+            text = f"`{buffer.name}` has {buffer.slots} slots of words of {buffer.word} B, not 3 of 4 or 8"
+            yield violation("flag-turns", f"{text} in the workspace")
+        pushed: list[int] = []
+        polled: list[int] = []
+        for index in range(2 * count):
+            op = graph.ops[index % count]
+            if buffer.name in {a.buffer for a in op.reads}:
+                flags = {h.source for h in op.hand_offs if h.kind is HandOffKind.FLAG}
+                if len(pushed) != len(polled) + 1 or graph.ops[pushed[-1] % count].name not in flags:
+                    text = f"`{op.name}` polls `{buffer.name}` without being handed what was just pushed"
+                    yield violation("flag-turns", text, op.loc)
+                    break
+                polled.append(index)
+            if buffer.name in {a.buffer for a in op.writes}:
+                if len(pushed) != len(polled):
+                    other = graph.ops[pushed[-1] % count].name
+                    text = f"`{op.name}` pushes `{buffer.name}` before what `{other}` pushed is polled"
+                    yield violation("flag-turns", text, op.loc)
+                    break
+                pushed.append(index)
+        for n in range(1, min(len(pushed), len(polled))):
+            for at, past, what in (
+                (pushed[n], pushed[n - 1], "pushes"),
+                (pushed[n], polled[n - 1], "pushes"),
+                (polled[n], pushed[n - 1], "polls"),
+                (polled[n], polled[n - 1], "polls"),
+            ):
+                if at >= count and not everywhere[at] >> past & 1:
+                    op, last = graph.ops[at % count], graph.ops[past % count]
+                    text = f"`{op.name}` {what} `{buffer.name}`, and nothing orders it after `{last.name}`"
+                    yield violation("flag-turns", f"{text} of the turn before", op.loc)
 
 
 @_rule("an op of the next layer or step is ordered after the same op before it: a counter counts arrivals")

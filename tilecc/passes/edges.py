@@ -6,6 +6,10 @@ found by the same rule as everything else. Two accesses conflict if their boxes 
 writes (read after write, write after read, write after write). An edge is dropped when another path already
 orders its ends.
 
+A counter says that every CTA has finished an op and all before it, a word that is its own flag says nothing
+but that it is there. So an edge over such words implies no other, and what the consumer needs to be ordered
+after besides is an edge of its own.
+
 Buffers that the ranks push into (Space.PEER) have a slot per epoch: what overwrites a slot is ordered by the
 exchanges in between, so only a read of what was just pushed makes an edge. Its flags are the pushed words
 themselves, which order nothing else: such an edge implies no other.
@@ -17,43 +21,139 @@ themselves, which order nothing else: such an edge implies no other.
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
-from tilecc.ir.tile import Access, HandOff, HandOffKind, Space, TileGraph, TileOp
-from tilecc.passes.context import PassContext, edge_subject
-from tilecc.target import show
+from tilecc.ir.tile import STORE_OPS, Access, HandOff, HandOffKind, Space, TileGraph, TileOp
+from tilecc.passes.context import PassContext
+from tilecc.passes.handoff import Edge, choose_handoff, kinds_of, payload, why_not_words, with_words
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A hand-off before its kind is chosen: from op `source` of two steps in a row, over `buffers`. `words`:
+    the buffer's words are their own flags. `behind`: the op whose words come only after `source` is done."""
+
+    source: int
+    buffers: tuple[str, ...]
+    words: bool = False
+    behind: str = ""
 
 
 def edges(graph: TileGraph, ctx: PassContext) -> TileGraph:
-    """Fill `hand_offs` of every op."""
+    """Fill `hand_offs` of every op; where words as flags are chosen, a buffer of such words takes the place
+    of what it hands over."""
     count = len(graph.ops)
-    spaces = {b.name: b.space for b in graph.buffers}
+    planned: dict[tuple[str, str], tuple[HandOffKind, str]] = {}
+    words: dict[tuple[str, str], str] = {}
+    for index, found in enumerate(_derive(graph)):
+        for d in found:
+            source, op = graph.ops[d.source % count], graph.ops[index]
+            pair = (source.label, op.label)
+            if d.source < count or pair in planned or why_not_words(graph, source, op, d.buffers):
+                continue
+            edge = Edge(source, op, d.buffers, payload(op, d.buffers, graph))
+            planned[pair] = choose_handoff(edge, kinds_of(edge, _spaces(graph), ctx.target), ctx)
+            if planned[pair][0] is HandOffKind.FLAG:
+                words[pair] = d.buffers[0]
+    made = with_words(graph, words)
+    ops = list(made.ops)
+    for index, found in enumerate(_derive(made)):
+        op, hand_offs = ops[index], []
+        for d in found:
+            source = made.ops[d.source % count]
+            pair = (source.label, op.label)
+            if d.words or (pair in planned and d.source >= count and not d.behind):
+                kind, reason = planned[pair]
+            else:
+                kind, reason = _choose(made, d, source, op, ctx)
+            hand_offs.append(HandOff(source.name, kind, d.buffers, reason, d.source < count))
+        ops[index] = dataclasses.replace(op, hand_offs=tuple(hand_offs))
+    return dataclasses.replace(made, ops=tuple(ops))
+
+
+def _choose(
+    graph: TileGraph, d: Derived, source: TileOp, op: TileOp, ctx: PassContext
+) -> tuple[HandOffKind, str]:
+    """Kind and reason of a hand-off that words as flags cannot make."""
+    why_not = why_not_words(graph, source, op, d.buffers) or "it crosses the step"
+    edge = Edge(source, op, d.buffers, 0 if d.behind else payload(op, d.buffers, graph))
+    return choose_handoff(edge, kinds_of(edge, _spaces(graph), ctx.target, why_not, d.behind), ctx)
+
+
+def _spaces(graph: TileGraph) -> dict[str, Space]:
+    return {b.name: b.space for b in graph.buffers}
+
+
+def _derive(graph: TileGraph) -> list[list[Derived]]:
+    """The hand-offs that each op of a step needs, transitive ones left out.
+
+    A counter says of all CTAs that they have finished an op and everything before it in the step, since each
+    arrives once per op and in order. Words as flags say nothing but that they are there.
+    """
+    count, spaces = len(graph.ops), _spaces(graph)
     peer = {name for name, space in spaces.items() if space is Space.PEER}
+    words = {b.name for b in graph.buffers if b.word}
     conflicts = _conflicts(graph.ops, 2, peer)
     before: list[int] = []  # ops done on the same CTA when an op starts, as bits
     everywhere: list[int] = []  # ops done on all CTAs: an mbarrier says nothing about other CTAs
-    ops: list[TileOp] = list(graph.ops)
+    known = 0  # what the store warps have seen done on all CTAs
+    counters: list[list[int]] = []  # the counters that each op waits for
+    pushes: dict[str, list[int]] = {name: [] for name in words}
+    found: list[list[Derived]] = []
     for index in range(2 * count):
-        local = far = 0
-        kept: list[tuple[int, tuple[str, ...]]] = []
-        for source in sorted(conflicts[index], reverse=True):
-            buffers = tuple(sorted(conflicts[index][source]))
+        op = graph.ops[index % count]
+        local = far = known if op.kind in STORE_OPS else 0
+        kept: list[Derived] = []
+        needs = {source: set(buffers) for source, buffers in conflicts[index].items()}
+        polled = [a.buffer for a in op.reads if a.buffer in words]
+        for name in polled:
+            # The words of this turn come by themselves; that they were poisoned before is the push before.
+            *older, last = pushes[name]
+            needs[last].discard(name)
+            kept.append(Derived(last, (name,), words=True))
+            for previous in older[-1:]:
+                needs.setdefault(previous, set()).add(name)
+        waits: list[int] = []
+        for name in polled if op.kind not in STORE_OPS else ():
+            # What the producer waited for is passed before its words come, and what follows may count on it.
+            push = pushes[name][-1]
+            for source in counters[push]:
+                if not far >> source & 1:
+                    kept.append(Derived(source, (name,), behind=graph.ops[push % count].label))
+                    waits.append(source)
+                    far |= (2 << source) - 1
+                    local |= far
+        for source in sorted(needs, reverse=True):
+            buffers = tuple(sorted(needs[source]))
             if peer.issuperset(buffers):
-                kept.append((source, buffers))
+                if buffers:
+                    kept.append(Derived(source, buffers))
                 continue
             in_cta = _in_cta(buffers, spaces)
-            if not (local if in_cta else far) >> source & 1:
-                kept.append((source, buffers))
-                local |= before[source] | 1 << source
-                far |= everywhere[source] if in_cta else before[source] | 1 << source
+            if (local if in_cta else far) >> source & 1:
+                continue
+            kept.append(Derived(source, buffers))
+            local |= before[source] | 1 << source
+            if in_cta:
+                far |= everywhere[source]
+            else:
+                waits.append(source)
+                far |= (2 << source) - 1
+                local |= far
         before.append(local)
         everywhere.append(far)
-        if index >= count:
-            op = graph.ops[index - count]
-            hand_offs = tuple(
-                _hand_off(graph.ops[s % count], op, b, s < count, spaces, ctx) for s, b in sorted(kept)
-            )
-            ops[index - count] = dataclasses.replace(op, hand_offs=hand_offs)
-    return dataclasses.replace(graph, ops=tuple(ops))
+        counters.append(waits)
+        known |= far
+        for name in {a.buffer for a in op.writes} & words:
+            pushes[name].append(index)
+        found.append(sorted(kept, key=lambda d: d.source))
+    return found[count:]
+
+
+def sources(graph: TileGraph) -> list[set[int]]:
+    """For each op the earlier ops of the step that it must come after."""
+    peer = {b.name for b in graph.buffers if b.space is Space.PEER}
+    return [set(found) for found in _conflicts(graph.ops, 1, peer)]
 
 
 def _conflicts(ops: tuple[TileOp, ...], steps: int, peer: set[str]) -> list[dict[int, set[str]]]:
@@ -98,34 +198,3 @@ def covers(a: Access, b: Access) -> bool:
     return all(
         lo <= other_lo and other_hi <= hi for (lo, hi), (other_lo, other_hi) in zip(a.box, b.box, strict=True)
     )
-
-
-def _hand_off(
-    source: TileOp,
-    op: TileOp,
-    buffers: tuple[str, ...],
-    previous: bool,
-    spaces: dict[str, Space],
-    ctx: PassContext,
-) -> HandOff:
-    target, names = ctx.target, ", ".join(buffers)
-    far = f"tiles of {source.label} lie on all CTAs"
-    if all(spaces[b] is Space.PEER for b in buffers):
-        legal = {HandOffKind.PEER_FLAG: target.peer_hand_off}
-        reason = f"{source.label} of every rank writes {names}: pushed words as flags"
-        why_not = f"{names} is written by other ranks"
-    elif _in_cta(buffers, spaces):
-        legal = {HandOffKind.MBARRIER: target.mbarrier_hand_off}
-        reason = f"every CTA recomputes {names}: same-CTA mbarrier"
-        why_not = f"every CTA has {names} of its own"
-    else:
-        legal = {HandOffKind.COUNTER: target.counter_hand_off}
-        reason = f"{far}, so a same-CTA mbarrier is not legal: epoch counter"
-        why_not = far
-    reason = f"{reason}, {show(min(legal.values()), 's')}"
-    chosen = ctx.choose(
-        "edges", edge_subject(source, op), [{"kind": kind.name.lower()} for kind in legal],
-        cost=lambda c: legal[HandOffKind[str(c["kind"]).upper()]], unit="s", reason=reason,
-        refused=[({"kind": kind.name.lower()}, why_not) for kind in HandOffKind if kind not in legal],
-    )  # fmt: skip
-    return HandOff(source.name, HandOffKind[str(chosen["kind"]).upper()], buffers, reason, previous)

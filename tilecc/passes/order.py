@@ -1,11 +1,11 @@
 """order: the sequence of the ops of a layer. Ops stay in the order of the model unless the schedule asks for
 another one; what hands data over still comes first.
 
-    s.order("router", "o_proj")  =>  in each layer `router` before `o_proj`, if no path of hand-offs leads
-                                     from `o_proj` to `router`
+    s.order("router", "o_proj")  =>  in each layer `router` before `o_proj`, if no chain of ops that touch the
+                                     same data leads from `o_proj` to `router`
 
-The hand-offs of a TileGraph order every pair of ops that touch the same data, whatever the sequence, so any
-sequence in which they point backwards computes the same bits.
+The hand-offs, which `edges` derives for the sequence chosen here, order every pair of ops that touch the same
+data, so any sequence that keeps those pairs computes the same bits.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tilecc.diag import Diagnostic, Span
 from tilecc.diag.model import nearest
 from tilecc.ir.tile import TileGraph, TileOp
 from tilecc.passes.context import PassContext
+from tilecc.passes.edges import sources
 
 
 def order(graph: TileGraph, ctx: PassContext) -> TileGraph:
@@ -37,21 +38,23 @@ def order(graph: TileGraph, ctx: PassContext) -> TileGraph:
             )
         if not lacking:
             known.append((first, second, span))
+    flow: nx.DiGraph[str] = nx.DiGraph()
+    for op, earlier in zip(graph.ops, sources(graph), strict=True):
+        flow.add_node(op.name)
+        flow.add_edges_from((graph.ops[i].name, op.name) for i in earlier)
+    flow = nx.transitive_reduction(flow)
     ops: list[TileOp] = []
     for _, group in itertools.groupby(graph.ops, key=lambda op: op.layer):
-        ops += _ordered(list(group), known, ctx)
+        ops += _ordered(list(group), flow, known, ctx)
     return dataclasses.replace(graph, ops=tuple(ops))
 
 
-def _ordered(ops: list[TileOp], wanted: list[tuple[str, str, Span]], ctx: PassContext) -> list[TileOp]:
-    """Ops of one layer in an order that the hand-offs and the requests allow, else as they were."""
+def _ordered(
+    ops: list[TileOp], whole: nx.DiGraph[str], wanted: list[tuple[str, str, Span]], ctx: PassContext
+) -> list[TileOp]:
+    """Ops of one layer in an order that the data and the requests allow, else as they were."""
     place = {op.name: i for i, op in enumerate(ops)}
-    flow: nx.DiGraph[str] = nx.DiGraph()
-    flow.add_nodes_from(place)
-    for op in ops:
-        for hand_off in op.hand_offs:
-            if hand_off.source in place and not hand_off.previous_step:
-                flow.add_edge(hand_off.source, op.name)
+    flow: nx.DiGraph[str] = nx.DiGraph(whole.subgraph(place))
     names = {op.label: op.name for op in ops}
     for first, second, span in wanted:
         if first not in names or second not in names:

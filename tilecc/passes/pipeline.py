@@ -30,8 +30,8 @@ FUSE = fuse  # which tensor ops become one TileOp; needs the whole graph, so it 
 # TileGraph -> TileGraph
 TILE_PASSES: tuple[Callable[[TileGraph, PassContext], TileGraph], ...] = (
     tile,  # tile shapes, K splits, boxes: what `edges` compares and `place` counts
+    order,  # the sequence of the ops: overlapping boxes say which ones are legal
     edges,  # hand-offs from overlapping boxes: before placement, since every tile may land on any CTA
-    order,  # the sequence of the ops: hand-offs say which ones are legal
     place,  # task -> CTA: after tile, which counts tasks
     roles,  # warps of a CTA: before rings, since exchange slots depend on the consumers
     rings,  # shared memory: it takes what is left

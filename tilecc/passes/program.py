@@ -16,7 +16,7 @@ import networkx as nx
 from tilecc.diag import InternalError
 from tilecc.ir.graph import AttrValue
 from tilecc.ir.program import OpClass, OpRowSpec, Program, RegionSpec, WaitSpec
-from tilecc.ir.tile import HandOffKind, Prefetch, Space, TileGraph, TileOp
+from tilecc.ir.tile import Access, HandOffKind, Prefetch, Space, TileGraph, TileOp
 from tilecc.passes.context import PassContext
 
 ALIGN = 256
@@ -33,15 +33,20 @@ class _Builder:
     def __init__(self, graph: TileGraph, ctx: PassContext) -> None:
         self.graph, self.ctx = graph, ctx
         self.weights = {w.name: w for w in graph.weights}
+        self.word_buffers = {b.name for b in graph.buffers if b.word}
         self.class_of = self.name_classes()
 
     def run(self) -> Program:
         graph = self.graph
         counts = Counter(self.class_of[op.name] for op in graph.ops)
         names = list(dict.fromkeys(self.class_of[op.name] for op in graph.ops))
-        signalling = [n for n in names if self.first(n).kind != "route"]
+        waited = {
+            self.class_of[h.source] for op in graph.ops for h in op.hand_offs if h.kind is HandOffKind.COUNTER
+        }
+        # The end of the step is waited for by the stop flag, too.
+        signalling = [n for n in names if n in waited or self.first(n).kind == "commit"]
         counters = {name: i for i, name in enumerate(signalling)}
-        ordinals = self.ordinals()
+        ordinals, (pushed, polled) = self.ordinals(), self.turns()
         classes = tuple(self.op_class(n, counters.get(n, -1), counts[n]) for n in names)
 
         regions, nbytes = self.workspace(len(counters))
@@ -50,7 +55,7 @@ class _Builder:
             OpRowSpec(
                 self.class_of[op.name], op.layer, dict(op.weights),
                 kv.get(op.layer, 0) if op.kind in ("qkv", "attention") else 0,
-                self.waits(op, counters, counts, ordinals),
+                self.waits(op, counters, counts, ordinals), pushed.get(op.name, 0), polled.get(op.name, 0),
             )
             for op in graph.ops
         )  # fmt: skip
@@ -128,9 +133,11 @@ class _Builder:
         doc = f"{op.name}: {', '.join(op.fused)}" + (
             f" (and {per_step - 1} more layers)" if per_step > 1 else ""
         )
+        pushes, polls = (self.words(accesses) for accesses in (op.writes, op.reads))
         return OpClass(
-            name, op.kind, constants, counter, per_step, doc, reasons, self.prefetches(name), op.loc
-        )
+            name, op.kind, constants, counter, per_step, doc, reasons, self.prefetches(name), pushes, polls,
+            op.loc,
+        )  # fmt: skip
 
     def prefetches(self, name: str) -> tuple[Prefetch, ...]:
         """What the ops of a class prefetch, by class: layers differ in which of them they have."""
@@ -142,6 +149,10 @@ class _Builder:
                     found[target] = max(found.get(target, 0), p.stages)
         order = {self.class_of[op.name]: i for i, op in reversed(list(enumerate(self.graph.ops)))}
         return tuple(Prefetch(target, found[target]) for target in sorted(found, key=order.__getitem__))
+
+    def words(self, accesses: tuple[Access, ...]) -> str:
+        """The buffer of words that are their own flags among what an op accesses, "" if there is none."""
+        return next((a.buffer for a in accesses if a.buffer in self.word_buffers), "")
 
     def body_order(self) -> tuple[str, ...]:
         """Classes of the layer loop in an order that every layer follows."""
@@ -176,6 +187,20 @@ class _Builder:
             seen[name] += 1
         return found
 
+    def turns(self) -> tuple[dict[str, int], dict[str, int]]:
+        """By name of op: which push of the step into its words it makes, and which it polls."""
+        pushed: dict[str, int] = {}
+        polled: dict[str, int] = {}
+        next_turn: Counter[str] = Counter()
+        for op in self.graph.ops:
+            polls, pushes = self.words(op.reads), self.words(op.writes)
+            if polls:
+                polled[op.name] = next_turn[polls] - 1
+            if pushes:
+                pushed[op.name] = next_turn[pushes]
+                next_turn[pushes] += 1
+        return pushed, polled
+
     def waits(
         self, op: TileOp, counters: dict[str, int], counts: Counter[str], ordinals: dict[str, int]
     ) -> tuple[WaitSpec, ...]:
@@ -199,7 +224,7 @@ class _Builder:
             if buffer.space is not Space.WORKSPACE:
                 continue
             nbytes = counters * COUNTER_BYTES if buffer.name == "counters" else buffer.nbytes
-            regions.append(RegionSpec(buffer.name, at, nbytes))
+            regions.append(RegionSpec(buffer.name, at, nbytes, "poison" if buffer.word else "zero"))
             at += -(-nbytes // ALIGN) * ALIGN
         return tuple(regions), at
 

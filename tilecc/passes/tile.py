@@ -175,7 +175,7 @@ class _Tiler:
         return self.space("sum_sq", "f32", (units, self.rows), units * self.rows * 4)
 
     def state(self) -> Access:
-        return self.space("state", "u32", (32,), 128)
+        return self.space("state", "u32", (64,), 256)
 
     def attention_out(self, op: TileOp) -> Access:
         cols = int(op.attrs["heads"]) * int(op.attrs["v_head_dim"])

@@ -47,6 +47,7 @@ class Costs:
             HandOffKind.MBARRIER: self.mbarrier,
             HandOffKind.COUNTER: self.counter,
             HandOffKind.PEER_FLAG: self.peer,
+            HandOffKind.FLAG: self.flag,
         }
 
 

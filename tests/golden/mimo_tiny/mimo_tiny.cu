@@ -144,20 +144,22 @@ using namespace tilecc;
 
 // Workspace offsets, bytes.
 namespace ws {
-constexpr u64 kState = 0;                  // 128 B
-constexpr u64 kX = 256;                    // 4096 B
-constexpr u64 kY = 4352;                   // 4096 B
-constexpr u64 kSumSq = 8448;               // 128 B
-constexpr u64 kQueries = 8704;             // 49152 B
-constexpr u64 kAttentionPartials = 57856;  // 1114112 B
-constexpr u64 kAttention = 1171968;        // 4096 B
-constexpr u64 kPartials = 1176064;         // 32768 B
-constexpr u64 kHidden = 1208832;           // 8192 B
-constexpr u64 kRouterLogits = 1217024;     // 1024 B
-constexpr u64 kRoutes = 1218048;           // 1024 B
-constexpr u64 kExpertHidden = 1219072;     // 32768 B
-constexpr u64 kArgmax = 1251840;           // 16384 B
-constexpr u64 kCounters = 1268224;         // 2176 B
+constexpr u64 kState = 0;                   // 256 B
+constexpr u64 kX = 256;                     // 4096 B
+constexpr u64 kY = 4352;                    // 4096 B
+constexpr u64 kSumSq = 8448;                // 128 B
+constexpr u64 kQueries = 8704;              // 49152 B
+constexpr u64 kAttentionPartials = 57856;   // 1114112 B
+constexpr u64 kAttention = 1171968;         // 4096 B
+constexpr u64 kHidden = 1176064;            // 8192 B
+constexpr u64 kRoutes = 1184256;            // 1024 B
+constexpr u64 kExpertHidden = 1185280;      // 32768 B
+constexpr u64 kArgmax = 1218048;            // 16384 B
+constexpr u64 kCounters = 1234432;          // 1664 B
+constexpr u64 kOProjWords = 1236224;        // 49152 B
+constexpr u64 kDownWords = 1285376;         // 98304 B
+constexpr u64 kRouterWords = 1383680;       // 3072 B
+constexpr u64 kExpertsDownWords = 1386752;  // 98304 B
 }  // namespace ws
 
 // The machine of one CTA: warps per role, rings of shared memory.
@@ -302,28 +304,34 @@ struct OProjOp {
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 0.0f;
   static constexpr bool kPrefetches = false;
-  static constexpr u64 kOffset = ws::kPartials;
+  static constexpr u64 kPush = ws::kOProjWords;
+  static constexpr u32 kPushBytes = 16384;
+  static constexpr u32 kPushes = 8;
   static constexpr u32 kColumns = 256;
   static constexpr u32 kRotation = 304;
-  static constexpr u32 kCounter = 4;
-  using Epilogue = PartialEpilogue<OProjOp>;
+  static constexpr u32 kCounter = kNoCounter;
+  using Epilogue = PartialWordsEpilogue<OProjOp>;
 };
 using OProj = tilecc::Gemv<Config, OProjOp>;
 
 // layers.0.attn_reduce: model.layers.0.self_attn.o_proj_add, model.layers.0.self_attn.o_proj_add_bf16 (and 7 more
 //   layers)
 //   from mimo_v2.py:135 (model.layers.0)
-//   waits for layers.0.o_proj: counter over partials
+//   waits for layers.0.o_proj: flag over o_proj_words
 struct AttnReduceOp {
   static constexpr u64 kX = ws::kX;
   static constexpr u64 kY = ws::kY;
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kColumns = 256;
   static constexpr u32 kUnits = 4;
-  static constexpr u64 kPartials = ws::kPartials;
+  static constexpr u64 kPartials = ws::kOProjWords;
   static constexpr u32 kSplits = 2;
+  static constexpr bool kWords = true;
+  static constexpr u32 kPollBytes = 16384;
+  static constexpr u32 kPolls = 8;
+  static constexpr u32 kSteps = 16;
   static constexpr u32 kRotation = 336;
-  static constexpr u32 kCounter = 5;
+  static constexpr u32 kCounter = 4;
 };
 using AttnReduce = tilecc::Reduce<Config, AttnReduceOp>;
 
@@ -353,7 +361,7 @@ struct GateUpOp {
   static constexpr u32 kColumns = 512;
   static constexpr bool kRouted = false;
   static constexpr u32 kRotation = 340;
-  static constexpr u32 kCounter = 6;
+  static constexpr u32 kCounter = 5;
   using Epilogue = SwigluEpilogue<GateUpOp>;
 };
 using GateUp = tilecc::Gemv<Config, GateUpOp>;
@@ -378,27 +386,33 @@ struct DownOp {
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 0.0f;
   static constexpr bool kPrefetches = false;
-  static constexpr u64 kOffset = ws::kPartials;
+  static constexpr u64 kPush = ws::kDownWords;
+  static constexpr u32 kPushBytes = 32768;
+  static constexpr u32 kPushes = 1;
   static constexpr u32 kColumns = 256;
   static constexpr u32 kRotation = 404;
-  static constexpr u32 kCounter = 7;
-  using Epilogue = PartialEpilogue<DownOp>;
+  static constexpr u32 kCounter = kNoCounter;
+  using Epilogue = PartialWordsEpilogue<DownOp>;
 };
 using Down = tilecc::Gemv<Config, DownOp>;
 
 // layers.0.mlp_reduce: model.layers.0.mlp.down_proj_add, model.layers.0.mlp.down_proj_add_bf16
 //   from mimo_v2.py:140 (model.layers.0)
-//   waits for layers.0.down: counter over partials
+//   waits for layers.0.down: flag over down_words
 struct MlpReduceOp {
   static constexpr u64 kX = ws::kX;
   static constexpr u64 kY = ws::kY;
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kColumns = 256;
   static constexpr u32 kUnits = 4;
-  static constexpr u64 kPartials = ws::kPartials;
+  static constexpr u64 kPartials = ws::kDownWords;
   static constexpr u32 kSplits = 4;
+  static constexpr bool kWords = true;
+  static constexpr u32 kPollBytes = 32768;
+  static constexpr u32 kPolls = 1;
+  static constexpr u32 kSteps = 16;
   static constexpr u32 kRotation = 468;
-  static constexpr u32 kCounter = 8;
+  static constexpr u32 kCounter = 6;
 };
 using MlpReduce = tilecc::Reduce<Config, MlpReduceOp>;
 
@@ -437,7 +451,7 @@ struct QkvWindow32Op {
   static constexpr u64 kQueries = ws::kQueries;
   static constexpr u32 kHeadSteps = 3;
   static constexpr u32 kRotation = 4;
-  static constexpr u32 kCounter = 9;
+  static constexpr u32 kCounter = 7;
   struct KvShape {
     static constexpr KvFormat kFormat = KvFormat::kBf16;
     static constexpr u32 kKvHeads = 4;
@@ -464,7 +478,7 @@ struct AttentionWindow32Op {
   static constexpr bool kSink = true;
   static constexpr u64 kOut = ws::kAttention;
   static constexpr u32 kRotation = 48;
-  static constexpr u32 kCounter = 10;
+  static constexpr u32 kCounter = 8;
   struct KvShape {
     static constexpr KvFormat kFormat = KvFormat::kBf16;
     static constexpr u32 kKvHeads = 4;
@@ -497,25 +511,31 @@ struct RouterOp {
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 1e-05f;
   static constexpr bool kPrefetches = false;
-  static constexpr u64 kOffset = ws::kRouterLogits;
+  static constexpr u64 kPush = ws::kRouterWords;
+  static constexpr u32 kPushBytes = 1024;
+  static constexpr u32 kPushes = 7;
   static constexpr u32 kRowsOut = 16;
   static constexpr u32 kPitch = 32;
   static constexpr u32 kRotation = 472;
-  static constexpr u32 kCounter = 11;
-  using Epilogue = LogitsEpilogue<RouterOp>;
+  static constexpr u32 kCounter = kNoCounter;
+  using Epilogue = LogitsWordsEpilogue<RouterOp>;
 };
 using Router = tilecc::Gemv<Config, RouterOp>;
 
 // layers.1.route: model.layers.1.route (and 6 more layers)
 //   from mimo_v2.py:147 (model.layers.1)
-//   waits for layers.1.router: counter over router_logits
+//   waits for layers.1.attn_reduce: counter over router_words
+//   waits for layers.1.router: flag over router_words
 struct RouteOp {
   static constexpr u32 kExperts = 16;
   static constexpr u32 kTopK = 4;
   static constexpr u32 kPitch = 32;
   static constexpr u32 kSplits = 4;
-  static constexpr u64 kLogits = ws::kRouterLogits;
+  static constexpr u64 kLogits = ws::kRouterWords;
   static constexpr u64 kRoutes = ws::kRoutes;
+  static constexpr bool kWords = true;
+  static constexpr u32 kPollBytes = 1024;
+  static constexpr u32 kPolls = 7;
   static constexpr float kScaling = 1.0f;
   static constexpr bool kNormTopK = true;
   static constexpr u32 kRotation = 473;
@@ -550,7 +570,7 @@ struct ExpertsUpOp {
   static constexpr u32 kColumns = 128;
   static constexpr bool kRouted = true;
   static constexpr u32 kRotation = 473;
-  static constexpr u32 kCounter = 12;
+  static constexpr u32 kCounter = 9;
   using Epilogue = SwigluEpilogue<ExpertsUpOp>;
 };
 using ExpertsUp = tilecc::Gemv<Config, ExpertsUpOp>;
@@ -575,27 +595,33 @@ struct ExpertsDownOp {
   static constexpr u32 kHidden = 256;
   static constexpr float kEps = 0.0f;
   static constexpr bool kPrefetches = false;
-  static constexpr u64 kOffset = ws::kPartials;
+  static constexpr u64 kPush = ws::kExpertsDownWords;
+  static constexpr u32 kPushBytes = 32768;
+  static constexpr u32 kPushes = 7;
   static constexpr u32 kColumns = 256;
   static constexpr u32 kRotation = 601;
-  static constexpr u32 kCounter = 13;
-  using Epilogue = PartialEpilogue<ExpertsDownOp>;
+  static constexpr u32 kCounter = kNoCounter;
+  using Epilogue = PartialWordsEpilogue<ExpertsDownOp>;
 };
 using ExpertsDown = tilecc::Gemv<Config, ExpertsDownOp>;
 
 // layers.1.moe_reduce: model.layers.1.experts_add, model.layers.1.experts_add_bf16 (and 6 more layers)
 //   from mimo_v2.py:138 (model.layers.1)
-//   waits for layers.1.experts_down: counter over partials
+//   waits for layers.1.experts_down: flag over experts_down_words
 struct MoeReduceOp {
   static constexpr u64 kX = ws::kX;
   static constexpr u64 kY = ws::kY;
   static constexpr u64 kSumSq = ws::kSumSq;
   static constexpr u32 kColumns = 256;
   static constexpr u32 kUnits = 4;
-  static constexpr u64 kPartials = ws::kPartials;
+  static constexpr u64 kPartials = ws::kExpertsDownWords;
   static constexpr u32 kSplits = 4;
+  static constexpr bool kWords = true;
+  static constexpr u32 kPollBytes = 32768;
+  static constexpr u32 kPolls = 7;
+  static constexpr u32 kSteps = 16;
   static constexpr u32 kRotation = 665;
-  static constexpr u32 kCounter = 14;
+  static constexpr u32 kCounter = 10;
 };
 using MoeReduce = tilecc::Reduce<Config, MoeReduceOp>;
 
@@ -622,7 +648,7 @@ struct HeadOp {
   static constexpr u64 kOffset = ws::kArgmax;
   static constexpr u32 kVocab = 4096;
   static constexpr u32 kRotation = 669;
-  static constexpr u32 kCounter = 15;
+  static constexpr u32 kCounter = 11;
   using Epilogue = ArgmaxEpilogue<HeadOp>;
 };
 using Head = tilecc::Gemv<Config, HeadOp>;
@@ -633,7 +659,7 @@ using Head = tilecc::Gemv<Config, HeadOp>;
 struct CommitOp {
   static constexpr u64 kPartials = ws::kArgmax;
   static constexpr u32 kRotation = 797;
-  static constexpr u32 kCounter = 16;
+  static constexpr u32 kCounter = 12;
 };
 using Commit = tilecc::Commit<Config, CommitOp>;
 
@@ -687,18 +713,19 @@ TK_FN void run_step(Cx& c) {
 template <Role R>
 TK_FN bool stopped(Cx& c) {
   if (c.p.n_stop == 0 || c.step == 0) return false;
-  tk::wait_ge(c.counter(16), c.ncta * (c.base + c.step), c.watch);
+  tk::wait_ge(c.counter(12), c.ncta * (c.base + c.step), c.watch);
   if constexpr (R != Role::kLoader) tk::syncwarp();
   return tk::ldg32(&c.state()->stop) == c.base + c.step;
 }
 
 template <Role R>
-TK_FN void run_role(const tilecc_params& p, u32 epoch, u32 first_warp) {
+TK_FN void run_role(const tilecc_params& p, u32 epoch, u32 turn, u32 first_warp) {
   Cx c;
   c.p = p;
   c.sb = tk::smem_base();
   c.cta = tk::cta(), c.ncta = tk::ncta(), c.lane = tk::lane(), c.warp = tk::warp() - first_warp;
   c.base = epoch;
+  c.turn = turn;
   c.w = c.a = c.x = Ring{0, 0};
   c.route_phase = 0;
   c.watch = tk::Watch{p.status, static_cast<u32>(R), 0, 0, 0};
@@ -707,10 +734,38 @@ TK_FN void run_role(const tilecc_params& p, u32 epoch, u32 first_warp) {
     if (stopped<R>(c)) break;
     c.n_rows = tk::ld_uniform(c.step_desc()).n_rows;
     run_step<R>(c);
+    c.turn = c.turn + 1 == kTurns ? 0 : c.turn + 1;
   }
   if constexpr (R == Role::kStore) {
-    if (c.cta == 0 && c.lane == 0) tk::stg32(p.workspace + ws::kState + offsetof(State, epoch), epoch + c.step);
+    if (c.cta == 0 && c.lane == 0) {
+      uint8_t* state = p.workspace + ws::kState;
+      tk::stg32(state + offsetof(State, epoch), epoch + c.step);
+      tk::stg32(state + offsetof(State, turn), c.turn);
+      tk::stg32(state + offsetof(State, primed), 1);
+    }
   }
+}
+
+// The share of each warp in filling a region of words that are flags with poison.
+TK_FN void fill_words(const tilecc_params& p, u64 offset, u32 bytes) {
+  u64* words = reinterpret_cast<u64*>(p.workspace + offset);
+  TILECC_ROLLED
+  for (u32 i = tk::cta() * 256 + tk::warp() * 32 + tk::lane(); i < bytes / 8; i += tk::ncta() * 256)
+    tk::poison_word(words + i, tk::kFlagPoison64);
+}
+
+// The first launch on a cleared workspace fills all of them, before anyone pushes.
+TK_FN void prime(const tilecc_params& p) {
+  State* state = reinterpret_cast<State*>(p.workspace + ws::kState);
+  if (tk::ldg32(&state->primed) != 0) return;
+  fill_words(p, ws::kOProjWords, 49152);
+  fill_words(p, ws::kDownWords, 98304);
+  fill_words(p, ws::kRouterWords, 3072);
+  fill_words(p, ws::kExpertsDownWords, 98304);
+  tk::syncwarp();
+  tk::red_release(&state->filled, 1);
+  if (tk::warp() == 0)
+    tk::wait_ge(&state->filled, tk::ncta() * 8, tk::Watch{p.status, static_cast<u32>(Role::kLoader), 0, 0, 0});
 }
 
 TK_FN void init_barriers() {
@@ -779,16 +834,18 @@ TK_KERNEL(tilecc_mimo_tiny, 256)(TK_GRID_CONST tilecc_params p) {
   init_barriers();
   // Read before the first hand-off: the epoch changes only after every CTA has arrived in this launch.
   const uint32_t epoch = tk::ldg32(p.workspace + ws::kState + offsetof(State, epoch));
+  const uint32_t turn = tk::ldg32(p.workspace + ws::kState + offsetof(State, turn));
+  prime(p);
   tk::cta_sync();
   const uint32_t warp = tk::warp();
   if (warp >= 0 && warp < 1) {
-    if (tk::elect()) run_role<Role::kLoader>(p, epoch, 0);
+    if (tk::elect()) run_role<Role::kLoader>(p, epoch, turn, 0);
   } else if (warp >= 1 && warp < 2) {
-    run_role<Role::kStore>(p, epoch, 1);
+    run_role<Role::kStore>(p, epoch, turn, 1);
   } else if (warp >= 2 && warp < 4) {
-    run_role<Role::kActivations>(p, epoch, 2);
+    run_role<Role::kActivations>(p, epoch, turn, 2);
   } else if (warp >= 4 && warp < 8) {
-    run_role<Role::kConsumer>(p, epoch, 4);
+    run_role<Role::kConsumer>(p, epoch, turn, 4);
   }
 }
 TK_EMU_ENTRY(tilecc_mimo_tiny, tilecc_params)
