@@ -61,7 +61,7 @@ ORDER = Site(KERNEL, "run<R, OProj>(c, row + 5, 4);\n    run<R, AttnReduce>(c, r
 INIT_SYNC = Site(KERNEL, "tk::cta_sync();")
 LOADER_LANE = Site(KERNEL, "if (tk::elect()) run_role<Role::kLoader>(p, epoch, turn, 0);")
 NAMED_BARRIER = Site(ROUTE, "tk::bar_sync(1, C::kActWarps * 32);")
-STAGE_ADDRESS = Site(GEMV, "c.stage(c.w.slot) + j * kSlotStride", expression=True)
+STAGE_ADDRESS = Site(GEMV, "c.stage(c.w.slot) + at", expression=True)
 READ_ADDRESS = Site(GEMV, "stage + lane.codes", expression=True)
 DEPEND = Site(GEMV, "c.wait_inputs(r);", 2)  # activation warps and store warp
 TARGET = Site(COMMON, "ncta * ((base + step) * w_.per_step + static_cast<u32>(w_.ordinal))", expression=True)
