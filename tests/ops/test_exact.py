@@ -193,6 +193,19 @@ def test_every_bf16_weight_below_2_to_the_31(tmp_path: Path) -> None:
     assert (one_at_a_time(built, np.ones(BLOCK, BF16)) == w.astype(np.float64)).all()
 
 
+def test_sums_of_bf16_leave_float32_at_2_to_the_32(tmp_path: Path) -> None:
+    """With the factor 2^96 a sum of 2^32 is the first that overflows: to infinity, not to a wrong number."""
+    w = np.full((16, BLOCK), 2.0**15).astype(BF16)
+    built = with_matrices(tmp_path / "p", SingleOp("project", "bf16", 16, BLOCK), {W: w})
+    terms = np.array([1, 2, 3, 4, 5, 128, 0, 3])
+    x = np.where(np.arange(BLOCK) < terms[:, None], 2.0**15, 0.0).astype(BF16)
+    x[7] *= -1
+    result = built.emulator(detect=DETECT_ALL).run({"hidden": to_activations(x)})
+    got = result.partials(built.constant("Project", "tile_splits"), 16)
+    want = np.where(terms < 4, terms * 2.0**30, np.inf) * np.where(np.arange(8) == 7, -1, 1)
+    assert (got == want[:, None]).all()
+
+
 def test_float32_weights_keep_their_24_bits(tmp_path: Path) -> None:
     """Three bf16 products of 16 bits, the smallest first: the only rounding is that of the last sum."""
     rng = np.random.default_rng(6)
