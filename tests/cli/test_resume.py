@@ -67,7 +67,13 @@ def test_a_pass_that_fails_leaves_its_input(dumped: tuple[Path, Path], tmp_path:
     assert (folder / "01-tile.before.txt").read_text() == broken.read_text()
 
 
-@pytest.mark.parametrize("after", ["trace", *NAMES])
+SOME = ("trace", "edges", "program")
+"""Of the texts to go on from, those that every run of the tests tries; nightly runs try all."""
+
+
+@pytest.mark.parametrize(
+    "after", [pytest.param(n, marks=() if n in SOME else pytest.mark.nightly) for n in ("trace", *NAMES)]
+)
 def test_going_on_from_each_text_gives_the_same_package(
     after: str, dumped: tuple[Path, Path], tmp_path: Path, cli: Any
 ) -> None:
