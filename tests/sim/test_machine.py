@@ -66,7 +66,7 @@ def test_an_uneven_deal_costs_a_round() -> None:
 
 
 def test_more_consumer_warps_shorten_a_stage_until_they_share_a_bound() -> None:
-    scenario = dataclasses.replace(IDEAL, loops="sass")
+    scenario = dataclasses.replace(IDEAL, loops="exposed")
     ops = [stream("a", 4, 8, 0, weights=65536.0, format="mxfp4")]
     costs = costs_of(find_target("sm_90a"), hbm_latency=0.0)
     steps = [simulate(ops, Machine(8, consumers=n), costs, scenario).step for n in (4, 8, 16, 32)]

@@ -38,7 +38,8 @@ def simulate_command(
         int | None, typer.Option("--grid", help="CTAs [default: one per SM].", show_default=False)
     ] = None,
     loops: Annotated[
-        str, typer.Option("--loops", help="sass: instruction counts of the main loops; ideal: never a limit.")
+        str,
+        typer.Option("--loops", help="Main loops: sass (by counts), ideal, exposed (with all waits)."),
     ] = "sass",
     l2_prefetch: Annotated[
         bool, typer.Option("--l2-prefetch/--no-l2-prefetch", help="The L2 prefetches of the program.")
@@ -61,6 +62,7 @@ def simulate_command(
     """
     from tilecc.diag import error
     from tilecc.sim.costs import costs_of
+    from tilecc.sim.loops import LOOPS
     from tilecc.sim.lower import Scenario, distinct_experts, lower
     from tilecc.sim.machine import machine_of, simulate
     from tilecc.sim.report import figures, text
@@ -69,8 +71,8 @@ def simulate_command(
     for name, value, low, high in (("--rows", rows, 1, 8), ("--context", context, 1, 1 << 20)):
         if not low <= value <= high:
             raise error("TC0703", f"`{name} {value}` is outside {low} to {high}")
-    if loops not in ("sass", "ideal"):
-        raise error("TC0703", f"unknown `--loops {loops}`", note="sass, ideal")
+    if loops not in LOOPS:
+        raise error("TC0703", f"unknown `--loops {loops}`", note=", ".join(LOOPS))
     graph = _tiles(program, target, config, ranks, context)
     machine_table = find_target(graph.target)
     scenario = Scenario(

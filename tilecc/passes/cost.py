@@ -23,7 +23,7 @@ from tilecc.sim.machine import Machine, machine_of
 CONTEXT = 4096
 
 
-BOUNDS = ("ideal", "sass")
+BOUNDS = ("ideal", "exposed")
 
 
 def scenario_of(graph: TileGraph, ctx: PassContext, loops: str = "sass") -> Scenario:

@@ -24,6 +24,10 @@ class LoopCode:
     waits: float
 
 
+LOOPS = ("ideal", "sass", "exposed")
+"""ideal: consumers never limit. sass: issue slots and the integer pipe, the rate that the counts of the
+machine code model, and two passed waits per stage. exposed: also what one warp by itself waits."""
+
 CODE: dict[str, LoopCode] = {
     "bf16": LoopCode(0.641, 0.164, 336 / 4096, 17 / 4096),
     "f32": LoopCode(6.969, 3.828, 865 / 2048, 24 / 2048),
@@ -33,10 +37,11 @@ CODE: dict[str, LoopCode] = {
 
 
 def stage_seconds(format: str, weights: float, warps: float, costs: Costs, loops: str) -> float:
-    """Time of `warps` consumer warps for a stage of `weights` weights; 0 for loops "ideal"."""
+    """Time of `warps` consumer warps for a stage of `weights` weights; `loops` is one of LOOPS."""
     if loops == "ideal":
         return 0.0
     code = CODE[format]
-    shared = weights * max(code.issue / costs.issue, code.integer / costs.integer)
-    alone = weights / warps * (code.stalls + code.waits * costs.scoreboard)
-    return max(shared, alone) / costs.clock + 2 * costs.mbarrier_passed
+    clocks = weights * max(code.issue / costs.issue, code.integer / costs.integer)
+    if loops == "exposed":
+        clocks = max(clocks, weights / warps * (code.stalls + code.waits * costs.scoreboard))
+    return clocks / costs.clock + 2 * costs.mbarrier_passed

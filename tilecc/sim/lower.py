@@ -28,7 +28,7 @@ class Scenario:
     context: int = 4096
     grid: int = 132
     loops: str = "sass"
-    """"sass": what the machine code of the main loops says (loops.py); "ideal": consumers never limit."""
+    """What limits the consumers: one of `tilecc.sim.loops.LOOPS`."""
 
 
 class Path(enum.Enum):
