@@ -31,6 +31,12 @@ from tilecc.runtime.campaign import Plan, run_campaign
 from tilecc.runtime.devices.emu_lib import Finding
 from tilecc.runtime.engine import Engine
 
+PROTOCOLS = {
+    small.ALL_REDUCE: "all-reduce through words of two ranks",
+    small.RANKS: "counters across ranks",
+    small.CTAS: "counters across CTAs",
+}
+
 EMITTED, SMALL = "emitted", "small kernel"
 """What a bug is put into: the emitted kernel of `mimo_tiny`, or tests/emulator/kernels/peers.cu."""
 
@@ -107,7 +113,7 @@ def small_bugs(seeds: range) -> Iterator[Row]:
         (small.RANKS, True),
         (small.CTAS, True),
     ):
-        name = f"right protocol {mode}" if prefilled else "words not filled with poison"
+        name = PROTOCOLS[mode] if prefilled else "words not filled with poison"
         row = Row(name, SMALL, "" if prefilled else small.FLAG, len(seeds))
         text = mutated("peers")
         for seed in seeds:
