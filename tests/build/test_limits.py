@@ -23,11 +23,17 @@ from tilecc.emit.single import SingleOp, one_op_package
 from tilecc.ir.attention import CHUNK_BLOCKS, block_bytes
 from tilecc.ir.program import Program
 from tilecc.ir.rows import act_block_bytes
+from tilecc.passes.schedule import Schedule
 from tilecc.target import find_target
 from tilecc.weights.layout import BLOCK_BYTES
 
 RING_BYTES = 96 * 1024
 """Weights in flight that an SM of every target needs at least (the larger figure of the target table)."""
+
+
+WARPS = {"activations": 2, "consumer": 4}
+"""Warps of one rank's kernel, whose attention leaves no registers for more. An op alone may get eight
+consumers: they hide latency better, but a turn of a warp is half as long then, and FP8 takes 1.80."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,9 @@ TARGETS = [
 @needs_tools
 @pytest.mark.parametrize(("name", "target"), TARGETS)
 def test_one_op_is_within_its_limits(name: str, target: str, tmp_path: Path) -> None:
-    package = one_op_package(tmp_path / "p", OPS[name])
+    schedule = Schedule(find_target("sm_90a"))
+    schedule.roles(why="those of the kernel of one rank", **WARPS)
+    package = one_op_package(tmp_path / "p", OPS[name], schedule=schedule)
     report, _ = sass_stats(package.directory, target)
     no_stack(report)
     ring = ring_constant(package.directory)
@@ -158,6 +166,9 @@ def test_a_whole_kernel_is_within_its_limits(whole: dict[str, Path], name: str, 
     beside everything else; those of the small model have a block or two per turn, so waits count more."""
     report, _ = sass_stats(whole[name], target)
     no_stack(report)
+    if name != "tiny":
+        program = Program.from_text((whole[name] / "ir/20-program.txt").read_text(encoding="utf-8"))
+        assert {role.name: role.warps for role in program.roles if role.name in WARPS} == WARPS
     assert ring_constant(whole[name]) == report.ring_bytes["weights"] >= RING_BYTES
     loops = [loop for loop in report.loops if loop.weights]
     assert len(loops) == 9

@@ -35,6 +35,7 @@ from tilecc.ir.verify import expect
 from tilecc.package import Manifest
 from tilecc.passes.context import PassContext
 from tilecc.passes.pipeline import PROGRAM, TILE_PASSES
+from tilecc.passes.schedule import Schedule
 from tilecc.passes.tile import tile
 from tilecc.target import find_target
 
@@ -72,16 +73,23 @@ class SinglePackage:
 
 
 def one_op_package(
-    out: Path, op: SingleOp, grid: int | None = None, like: SingleOp | None = None
+    out: Path,
+    op: SingleOp,
+    grid: int | None = None,
+    like: SingleOp | None = None,
+    schedule: Schedule | None = None,
 ) -> SinglePackage:
     """Compile one op into the package directory `out`, which appears whole or not at all.
 
     `like` is an op of the same kind with more rows: the loop gets the tile shape that the passes chose for
     that one, so that a few rows run the very loop of a large matrix. It counts where the columns are equal.
+    `schedule` pins choices of the passes.
 
     Raises TileccError TC0222, TC0223 for sizes that the passes refuse, TC0701 for an unknown target.
     """
-    ctx = PassContext(find_target(op.target), max_context=16, max_seqs=op.max_rows, max_rows=op.max_rows)
+    ctx = PassContext(
+        find_target(op.target), max_context=16, max_seqs=op.max_rows, max_rows=op.max_rows, schedule=schedule
+    )
     shapes = one_op_tiles(like, ctx) if like is not None else None
     return tiles_package(out, tiled(_graph(op, ctx), ctx, shapes), ctx, grid)
 
