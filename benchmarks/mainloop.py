@@ -29,6 +29,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, metavar="OUT", help="folder for mainloop.json and mainloop.txt")
     parser.add_argument("--target", default="sm_90a", help="machine to build for (default sm_90a)")
     parser.add_argument("--only", nargs="*", default=[], help="names of cases")
+    parser.add_argument(
+        "--rows", type=int, nargs="*", default=[8], help="rows of a step to count code for: 8 16 32 64"
+    )
     parser.add_argument("--emulator", action="store_true", help="emulator and SASS, even where a GPU is")
     options = parser.parse_args()
     if options.prepare is not None:
@@ -49,7 +52,7 @@ def main() -> int:
             return run(Path(folder), options)
     from mainloop_offline import report
 
-    return report(options.target, options.only, options.out)
+    return report(options.target, options.only, options.out, options.rows)
 
 
 def run(folder: Path, options: argparse.Namespace) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from tilecc.weights.synthetic import BF16
 GRID = 3
 
 
-def report(target: str, names: list[str], out: Path | None) -> int:
+def report(target: str, names: list[str], out: Path | None, rows: Sequence[int] = (8,)) -> int:
     """Print both tables; write them as mainloop.json too if `out` is given. 4 if a result was wrong."""
     with tempfile.TemporaryDirectory() as folder:
         counted = [emulate(case, Path(folder) / f"small-{case.name}") for case in SMALL]
@@ -40,21 +42,30 @@ def report(target: str, names: list[str], out: Path | None) -> int:
         print(table([head, *(row(c) for c in counted)]))
         try:
             machine = [
-                count(case, Path(folder) / case.name, target)
+                count(case, Path(folder) / f"{case.name}-{n}", target, n)
                 for case in CASES
                 if not names or case.name in names
+                for n in rows
             ]
         except TileccError as missing:
             print(f"\nno machine code: {missing.diagnostics[0].message}")
             machine = []
         else:
-            lines = [
-                ("case", "op", "instr/weight", "integer and logic", "modelled share", "bound", "with stalls")
-            ]
-            for case, loops in machine:
-                lines += [(case, *shown(m)) for m in loops]
+            lines = [(
+                "case", "rows", "op", "instr/weight", "integer and logic", "modelled share", "bound",
+                "with stalls", "registers", "stack and spills B",
+            )]  # fmt: skip
+            for m in machine:
+                spilled = f"{m['stack_bytes']} + {m['spill_bytes']}"
+                kernel = (str(m["registers"]), spilled)
+                lines += [(m["name"], str(m["rows"]), *shown(loop), *kernel) for loop in m["loops"]]
             print(f"\nmachine code for {target}, full shapes (columns: `tilecc inspect --sass-stats`)")
             print(table(lines))
+            if max(rows) > 8:
+                print(
+                    "With more than 8 rows a loop may cover 64 columns of a warp's tiles: what a block adds"
+                    " (waits, scales) is not counted there."
+                )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "mainloop.json").write_text(json.dumps({"emulator": counted, "machine": machine}, indent=1))
@@ -107,12 +118,16 @@ def row(c: dict[str, Any]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def count(case: Case, folder: Path, target: str) -> tuple[str, list[dict[str, Any]]]:
-    """The SASS figures of one case at its full shape."""
-    package = one_op_package(folder, case.op)
-    return case.name, [
-        modelled(loop) for loop in sass_stats(package.directory, target)[0].loops if loop.weights
-    ]
+def count(case: Case, folder: Path, target: str, rows: int = 8) -> dict[str, Any]:
+    """The SASS figures of one case at its full shape, for steps of up to `rows` rows."""
+    package = one_op_package(folder, dataclasses.replace(case.op, max_rows=rows))
+    found = sass_stats(package.directory, target)[0]
+    k = found.kernel
+    return {
+        "name": case.name, "rows": rows, "registers": k.registers, "stack_bytes": k.stack_bytes,
+        "spill_bytes": k.spill_store_bytes + k.spill_load_bytes,
+        "loops": [modelled(loop) for loop in found.loops if loop.weights],
+    }  # fmt: skip
 
 
 def shown(m: dict[str, Any]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from abi import STATUS_WORDS, STEP, Params
+from abi import STATUS_WORDS, Params, step_type
 from fragments import ACT_FACTOR, from_fragments
 
 REPEATS = 15
@@ -48,7 +48,7 @@ class Prepared:
         self.tables = self.bytes(np.fromfile(self.folder / "tables.bin", np.uint8))
         table = np.load(self.folder / "steps.npy")
         self.steps = self.bytes(table.view(np.uint8).reshape(-1))
-        assert self.steps.numel() == case["steps"] * STEP.itemsize
+        assert self.steps.numel() == case["steps"] * step_type().itemsize
         self.tokens = torch.zeros(case["steps"] * 8, dtype=torch.int32, device="cuda")
         self.kv = torch.zeros(max(case["kv_bytes"], 16), dtype=torch.uint8, device="cuda")
         self.stop = torch.zeros(16, dtype=torch.uint8, device="cuda")

@@ -8,6 +8,7 @@ bounds: the counts themselves are golden files (tests/build/test_sass.py).
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,6 +138,43 @@ def test_one_op_is_within_its_limits(name: str, target: str, tmp_path: Path) -> 
         assert loop.loop_bytes <= cache // 4
     if target == "sm_90a":
         assert [line for loop in loops for line in within(loop)] == []
+
+
+WIDE = {
+    "mxfp4": OPS["small"], "experts": OPS["experts"], "fp8": OPS["qkv"], "bf16": OPS["o_proj"],
+    "f32": OPS["router"], "head": OPS["head"],
+    "experts_fp8": SingleOp("experts", "fp8_block", 512, 6144, experts=64, k=8),
+    "experts_bf16": SingleOp("experts", "bf16", 512, 6144, experts=64, k=8),
+}  # fmt: skip
+WIDE_BY_DAY = {("experts", 64), ("fp8", 16), ("bf16", 32)}
+PER_ROW_TILE = {"mxfp4": 0.75, "fp8_block": 0.5, "bf16": 0.35, "f32": 1.0}
+"""Lane instructions per weight that eight more rows may add: two loads and two products per 16 weights (six
+products of float32 weights), the scales' multiply-adds, and what addresses cost. The down projection looks up
+each row's routing weight too, once for the two blocks of an expert: twice as many."""
+
+
+@needs_tools
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        pytest.param(name, rows, marks=[] if (name, rows) in WIDE_BY_DAY else [pytest.mark.nightly])
+        for name in WIDE
+        for rows in (16, 32, 64)
+    ],
+)
+def test_loops_of_more_rows_decode_once_and_do_not_spill(name: str, rows: int, tmp_path: Path) -> None:
+    package = one_op_package(tmp_path / "p", dataclasses.replace(WIDE[name], max_rows=rows))
+    report, _ = sass_stats(package.directory, "sm_90a")
+    no_stack(report)
+    for loop in (x for x in report.loops if x.weights):
+        limit, found, integer = LIMITS[loop.format], loop.all_per_weight, loop.integer_per_weight
+        assert found is not None and integer is not None
+        print(f"{name} {loop.op} {rows} rows: {found:.2f} instructions per weight, {integer:.2f} integer")
+        down = loop.kind == "experts_down"
+        each = PER_ROW_TILE[loop.format] * (2 if down else 1)
+        assert found <= limit.all + each * (rows // 8 - 1), loop.op
+        # Decoding once per row tile would cost the integer part as many times as there are tiles.
+        assert integer <= (limit.integer + 1.8 if down else 1.5 * limit.integer), loop.op
 
 
 @pytest.fixture(scope="module")

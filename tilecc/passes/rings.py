@@ -113,8 +113,10 @@ def _rings(
 
 
 def _other_rows(graph: TileGraph, ctx: PassContext) -> str:
-    """The nearest other number of rows whose rings fit, as advice; empty if there is none. More rows have
-    longer activations but shorter stages."""
+    """The nearest other number of rows whose rings fit, as advice; empty if there is none. What does not fit
+    with 8 rows has no program of more: theirs have its bits."""
+    if graph.max_rows == BASE_ROWS:
+        return ""
     others = (n for n in ROW_COUNTS if n != graph.max_rows)
     for rows in sorted(others, key=lambda n: abs(n - graph.max_rows)):
         trial = dataclasses.replace(ctx, max_rows=rows, decisions=[], problems=[])
