@@ -171,7 +171,7 @@ struct Commit : VectorOp<C> {
       if (c.lane == 0) {
         uint8_t* state = c.p.workspace + C::kState;
         tk::stg32(state + offsetof(State, token), static_cast<u32>(token));
-        if (stop) tk::stg32(state + offsetof(State, stop), c.base + c.step + 1);
+        if (stop) tk::st_relaxed(reinterpret_cast<u32*>(state + offsetof(State, stop)), c.base + c.step + 1);
       }
     }
     c.arrive(F::kCounter);

@@ -137,13 +137,18 @@ class Bench:
     """
 
     def __init__(
-        self, package: Path, image: NDArray[np.uint8], program: Program, mutations: Sequence[dict[Site, str]]
+        self,
+        package: Path,
+        image: NDArray[np.uint8],
+        program: Program,
+        mutations: Sequence[dict[Site, str]],
+        grid: int,
     ):
         self.package, self.program = package, program
         self.sync: SyncProgram = lower(program)
         self.mutations = list(mutations)
         self.ids = {op.name: i for i, op in enumerate(program.classes)}
-        self.device = EmulatorDevice(package, _manifest(package), 3, lint=False)
+        self.device = EmulatorDevice(package, _manifest(package), grid, lint=False)
         self.grid = self.device.grid
         upload = self.device.upload("image", image)
         stage = self.device.host_array((package / "tables.bin").stat().st_size)
@@ -192,7 +197,11 @@ class Bench:
 
     def run(self, seed: int) -> Outcome:
         """One launch from an empty session under an adversarial schedule, with all detectors but banks."""
-        steps = steps_of(seed, self.program.vocab, self.program.max_seqs)
+        stop = (self.program.vocab + 1,) if seed % 3 == 2 else ()
+        return self.launch(seed, steps_of(seed, self.program.vocab, self.program.max_seqs), stop)
+
+    def launch(self, seed: int, steps: list[Step], stop_ids: tuple[int, ...] = ()) -> Outcome:
+        """The same for these steps."""
         self.device.configure(
             seed=seed,
             schedule=("random", "pct")[seed % 2],
@@ -203,7 +212,7 @@ class Bench:
         )
         self.session.reset()
         try:
-            tokens = self.session.run(steps, stop_ids=(self.program.vocab + 1,) if seed % 3 == 2 else ())
+            tokens = self.session.run(steps, stop_ids=stop_ids)
         except KernelFault as fault:
             return Outcome(tuple(f.code for f in fault.result.findings), None)
         return Outcome((), tuple(tokens.ravel().tolist()))
@@ -235,6 +244,7 @@ def build(
     net: Net,
     mutations: Sequence[dict[Site, str]],
     change: Callable[[TileGraph], TileGraph] | None = None,
+    grid: int = 3,
 ) -> Bench:
     """Compile a net with random weights and all mutations in its text; `change` edits its TileGraph."""
     tiles = tiles_of(net)
@@ -255,4 +265,4 @@ def build(
     image = np.zeros(package.manifest.image_bytes, np.uint8)
     build_image(package.manifest, source, image)
     both = mutated_package(package.directory, out / "mutants", mutations)
-    return Bench(both, image, package.program, mutations)
+    return Bench(both, image, package.program, mutations, grid)

@@ -11,6 +11,7 @@ from tests.check import differential
 from tests.check.bench import NETS, Bench, Site, build, mutated_package
 from tests.check.differential import Table, judge, mutants_of
 from tests.check.mutants import KINDS, Mutant, implications
+from tests.passes.helpers import Net
 from tilecc.check.checker import first_violation
 
 ACCEPTED, REFUSED = range(10), range(2)
@@ -71,6 +72,20 @@ def test_the_campaign_notices_a_checker_that_sleeps(bench: Bench, monkeypatch: p
     monkeypatch.setattr(differential, "first_violation", lambda sync: None)
     with pytest.raises(AssertionError):
         check_all(Table([judge(bench, lost, ACCEPTED, REFUSED)]))
+
+
+def test_the_stop_flag_is_read_by_warps_without_work(tmp_path: Path) -> None:
+    """With more CTAs than tasks nothing orders such a read before the commit of the same step: the flag is an
+    atomic word that says which step it is for."""
+    net = Net(layers=((0, "dense"),), hidden=32, width=16, vocab=32)
+    bench = build(tmp_path, net, [], grid=40)
+    steps = [[(token, at, 0)] for at, token in enumerate((3, 5, 7, 9, 1))]
+    tokens = bench.launch(0, steps).tokens
+    assert tokens is not None
+    for seed in range(2):
+        stopped = bench.launch(seed, steps, (tokens[3 * 8],))
+        assert stopped.clean and stopped.tokens is not None
+        assert stopped.tokens[3 * 8] == tokens[3 * 8] and stopped.tokens[4 * 8] == -1
 
 
 def test_implied_waits_are_implied(bench: Bench) -> None:

@@ -399,7 +399,7 @@ def test_output_that_is_no_package_is_left_alone(cli: Any, tmp_path: Path) -> No
     [
         ("TC0701", ["compile", MODEL, "--target", "sm_90"], ["`sm_90`", "sm_90a", "sm_100a"]),
         ("TC0704", ["compile", MODEL], ["--target", "sm_90a", "sm_100a"]),
-        ("TC0705", ["compile", MODEL, "--target", "sm_90a", "--tp", "2"], ["--to tiles", "2 ranks"]),
+        ("TC0705", ["compile", MODEL, "--target", "sm_90a", "--tp", "2"], ["tiles or program", "2 ranks"]),
         ("TC0703", ["compile", MODEL, "--target", "sm_90a", "--tp", "0"], ["`--tp 0`"]),
         ("TC0703", ["compile", MODEL, "--target", "sm_90a", "--kv", "fp4"], ["`fp4`", "bf16, fp8"]),
         ("TC0706", ["compile", SMALL, "--target", "sm_90a", "--kv", "fp8"], ["kv_format", "--kv bf16"]),

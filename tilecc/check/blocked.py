@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from tilecc.check.machine import Barrier, Counter, Named, Thread, Violation, Words
+from tilecc.check.machine import Barrier, Counter, Named, Sent, Thread, Violation, Words
 from tilecc.check.sync import Do, Loop, Statement, SyncProgram
 
 
-def deadlock(program: SyncProgram, threads: list[Thread], stuck: list[Thread], where: str) -> Violation:
-    """The cycle of waits among `stuck`, or the warp that waits for what nobody does any more."""
-    chain, closed = _chain(program, threads, stuck)
+def deadlock(
+    program: SyncProgram, threads: list[Thread], stuck: list[Thread], grid: int, where: str
+) -> Violation:
+    """The cycle of waits among `stuck`, or the warp that waits for what nobody does any more; a rank has
+    `grid` CTAs."""
+    chain, closed = _chain(program, threads, stuck, grid)
     rows = tuple(dict.fromkeys(t.row for t in chain))
     last = chain[-1].blocked
     if not closed and isinstance(last, Words):
         rows = tuple(dict.fromkeys((*rows, last.pushed_at(chain[-1].need)[1])))
     if not closed and isinstance(last, Counter):
-        grid = len({t.cta for t in threads})
         rows = tuple(dict.fromkeys((*rows, _place(program, last.op, (chain[-1].need - 1) // grid + 1)[1])))
     steps = [f"{_wait_text(program, t)}; this needs" for t in chain]
     if closed:
@@ -33,14 +35,16 @@ def deadlock(program: SyncProgram, threads: list[Thread], stuck: list[Thread], w
     return Violation("deadlock", text, rows, (*dict.fromkeys(notes), where))
 
 
-def _chain(program: SyncProgram, threads: list[Thread], stuck: list[Thread]) -> tuple[list[Thread], bool]:
+def _chain(
+    program: SyncProgram, threads: list[Thread], stuck: list[Thread], grid: int
+) -> tuple[list[Thread], bool]:
     """From the thread whose row is earliest, who waits for whom: up to the first repetition (True; only the
     cycle is returned) or to a thread that nobody can help (False)."""
     waiting = set(map(id, stuck))
     at = min(stuck, key=lambda t: (t.step, t.row))
     chain = [at]
     while True:
-        helpers = [t for t in _helpers(program, threads, at) if id(t) in waiting and t is not at]
+        helpers = [t for t in _helpers(program, threads, at, grid) if id(t) in waiting and t is not at]
         if not helpers:
             return chain, False
         known = next((t for t in helpers if t in chain), None)
@@ -50,18 +54,21 @@ def _chain(program: SyncProgram, threads: list[Thread], stuck: list[Thread]) -> 
         chain.append(at)
 
 
-def _helpers(program: SyncProgram, threads: list[Thread], t: Thread) -> list[Thread]:
+def _helpers(program: SyncProgram, threads: list[Thread], t: Thread, grid: int) -> list[Thread]:
     """Those who could complete what `t` waits for."""
     at = t.blocked
     if isinstance(at, Barrier):
         return [o for o in threads if (o.cta, o.role) in at.sources]
     if isinstance(at, Counter):
-        grid = len({o.cta for o in threads})
         instance = (t.need - 1) // grid + 1
         place, done = _place(program, at.op, instance), at.clocks.get(instance, {})
-        return [o for o in threads if o.role == "store" and o.cta not in done and (o.step, o.row) <= place]
+        stores = (o for o in threads if o.role == "store" and o.cta // grid == at.rank)
+        return [o for o in stores if o.cta not in done and (o.step, o.row) <= place]
     if isinstance(at, Words):
-        return [o for o in threads if o.role == "store" and (o.step, o.row) <= at.pushed_at(t.need)]
+        stores = (o for o in threads if o.role == "store" and o.cta // grid == t.cta // grid)
+        return [o for o in stores if (o.step, o.row) <= at.pushed_at(t.need)]
+    if isinstance(at, Sent):
+        return [o for o in threads if o.role == "store" and o.cta // grid == at.source]
     if isinstance(at, Named):
         roles = {s.role for op in program.ops for s in op.scripts if _syncs(s.body, at.name)}
         return [o for o in threads if o.cta == t.cta and o.role in roles and o not in at.members]
@@ -103,5 +110,7 @@ def _wait_text(program: SyncProgram, t: Thread) -> str:
             f"{who} polls `{at.name}` of turn {t.need}, which `{program.rows[row].op}` of step {step} pushes:"
             f" {at.done.get(t.need, 0)} of {at.warps} warps have"
         )
+    if isinstance(at, Sent):
+        return f"{who} waits for words of {at.name}"
     assert isinstance(at, Named)
     return f"{who} waits at named barrier `{at.name}`, where {len(at.members)} of {at.warps} warps are"

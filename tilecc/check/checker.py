@@ -39,7 +39,9 @@ def assignments(sync: SyncProgram) -> tuple[Values, ...]:
     CTA with another op."""
     alone = Values(grid=len(sync.ops) + 1, tasks=1, chunks=1, experts=1, blocks=3, early=1)
     varying = dataclasses.replace(alone, varying=True, steps=3)
-    return (*ASSIGNMENTS, varying, dataclasses.replace(alone, stop=True))
+    chosen = (*ASSIGNMENTS, varying, dataclasses.replace(alone, stop=True))
+    # Ranks are alike: two stand for any number.
+    return tuple(dataclasses.replace(v, ranks=min(sync.ranks, 2)) for v in chosen)
 
 
 CODES = {

@@ -1,8 +1,10 @@
 """Runs a SyncProgram abstractly: deadlocks, races and lapped phases of one assignment of its symbols.
 
-Every warp is a thread with a vector clock. All waits are monotone (a phase that is complete and a counter
-that has been reached stay so), hence which threads end up blocked does not depend on the order in which
-they run, and neither does happens-before: one execution decides for all schedules of this assignment.
+Every warp is a thread with a vector clock; with several ranks with two, of which the second also knows what
+pushed words tell: they order the reuse of their slots, behind fences, and nothing else. All waits are
+monotone (a phase that is complete and a counter that has been reached stay so), hence which threads end up
+blocked does not depend on the order in which they run, and neither does happens-before: one execution
+decides for all schedules of this assignment.
 What is left open is the number of CTAs, tasks and chunks; `structure` shows that both sides of a ring
 agree for every number, and `checker` runs assignments that cover none, one and several of each.
 """
@@ -15,12 +17,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from tilecc.check.blocked import deadlock
+from tilecc.check.exchange import Exchanges
 from tilecc.check.extents import Extents, Frame, Launch, Values, walk
-from tilecc.check.machine import Barrier, Clock, Counter, Named, Thread, Touch, Violation, Words
+from tilecc.check.machine import Barrier, Clock, Counter, Named, Sent, Thread, Touch, Violation, Words
 from tilecc.check.sync import VERBS, WORD_VERBS, Do, Loop, RingSync, RowSync, Statement, SyncProgram
 
 PRODUCING = frozenset({"acquire", "put", "copy", "commit"})
-ACTING = frozenset(VERBS) - {"inputs", "idle", "previous", "ended", "sync", "acquire", "take", "poll"}
+WAITING = frozenset({"inputs", "idle", "previous", "ended", "sync", "acquire", "take", "poll", "receive"})
+ACTING = frozenset(VERBS) - WAITING
 """Verbs that never wait."""
 
 
@@ -34,6 +38,11 @@ class Explorer:
         self.per_layer = {b.name: b.per_layer for b in program.buffers}
         self.scripts = {(op.name, s.role): s for op in program.ops for s in op.scripts}
         self.begin = {s.role: s.body for s in program.begin}
+        self.only_tasks = {
+            key: all(isinstance(s, Loop) and s.over in ("tasks", "any") for s in script.body)
+            for key, script in self.scripts.items()
+        }
+        """Scripts that do nothing on a CTA without tasks."""
         numbers = {op.name: i for i, op in enumerate(program.ops)}
         self.rows = [(row, program.op(row.op), numbers[row.op]) for row in program.rows]
         self.by_counter = {op.counter: op for op in program.ops if op.counter >= 0}
@@ -41,20 +50,21 @@ class Explorer:
         self.reported: set[tuple[object, ...]] = set()
         self.role_warps = {role.name: role.warps for role in program.roles}
         slots = sum(r.slots for r in program.rings)
-        self.size = values.grid * (sum(self.role_warps.values()) + slots)
+        self.ctas = values.grid * values.ranks
+        self.size = self.ctas * (sum(self.role_warps.values()) + slots)
         self.threads: list[Thread] = []
         self.barriers: dict[tuple[int, str], list[tuple[Barrier, Barrier]]] = {}
         """Full and empty barriers of every slot, by CTA and ring."""
         self.named: dict[tuple[int, str], Named] = {}
-        for cta in range(values.grid):
+        for cta in range(self.ctas):
             for role in program.roles:
                 for warp in range(role.warps):
                     n = len(self.threads)
-                    clock = np.zeros(self.size, np.int32)
-                    clock[n] = 1
+                    clock = np.zeros(self.size * (2 if values.ranks > 1 else 1), np.int32)
+                    clock[n :: self.size] = 1
                     self.threads.append(Thread(n, cta, role.name, warp, clock))
         agent = len(self.threads)
-        for cta in range(values.grid):
+        for cta in range(self.ctas):
             for bar in program.bars:
                 self.named[cta, bar.name] = Named(bar.name, cta, bar.warps)
             for ring in program.rings:
@@ -68,8 +78,14 @@ class Explorer:
                     empty = Barrier(f"empty {name}", ring.empty_count, ring.empty_count, -1, takers)
                     self.barriers.setdefault((cta, ring.name), []).append((full, empty))
                     agent += 1
-        self.counters = {op.counter: Counter(op.name) for op in program.ops if op.counter >= 0}
-        self.words: dict[str, Words] = {}
+        self.counters = {
+            (rank, op.counter): Counter(op.name, rank)
+            for op in program.ops
+            for rank in range(values.ranks)
+            if op.counter >= 0
+        }
+        self.words: dict[tuple[int, str], Words] = {}
+        """By rank and name of the buffer."""
         self.pushing: dict[tuple[str, str], str] = {}
         """(op, role) that pushes words, and which."""
         for op in program.ops:
@@ -77,12 +93,16 @@ class Explorer:
                 for name in _pushed(script.body):
                     self.pushing[op.name, script.role] = name
                     rows = tuple(i for i, row in enumerate(program.rows) if row.op == op.name)
-                    rows += self.words[name].pushes if name in self.words else ()
+                    rows += self.words[0, name].pushes if (0, name) in self.words else ()
                     turns = next(b.turns for b in program.buffers if b.name == name)
                     warps = values.grid * self.role_warps[script.role]
-                    self.words[name] = Words(name, warps, tuple(sorted(rows)), turns)
+                    for rank in range(values.ranks):
+                        self.words[rank, name] = Words(name, warps, tuple(sorted(rows)), turns)
+        self.exchanges = Exchanges(program)
+        self.sent: dict[tuple[int, str, int, int, int], Sent] = {}
+        """By rank that is written, buffer, slot, rank that writes, and its task."""
         self.slots: dict[tuple[int, str, int], dict[tuple[str, int], Touch]] = {}
-        self.buffers: dict[str, list[Touch]] = {}
+        self.buffers: dict[tuple[int, str], list[Touch]] = {}
         self.signaller = {t.cta: t.number for t in self.threads if t.role == "store" and t.warp == 0}
         self.woken: list[Thread] = []
         self.producers: dict[tuple[int, str], Clock] = {}
@@ -106,7 +126,7 @@ class Explorer:
             if thread.blocked is None:
                 thread.body = iter(())
             elif not self.satisfied(thread):
-                if isinstance(thread.blocked, Barrier | Counter | Words):
+                if isinstance(thread.blocked, Barrier | Counter | Words | Sent):
                     thread.blocked.waiters.append(thread)
             else:
                 ready.append(thread)
@@ -114,7 +134,9 @@ class Explorer:
             self.woken.clear()
         stuck = [t for t in self.threads if t.blocked is not None]
         if stuck and len(self.violations) < self.limit:
-            self.violations.append(deadlock(self.program, self.threads, stuck, f"with {self.values}"))
+            self.violations.append(
+                deadlock(self.program, self.threads, stuck, self.values.grid, f"with {self.values}")
+            )
         return self.violations
 
     def satisfied(self, thread: Thread) -> bool:
@@ -125,7 +147,7 @@ class Explorer:
             return at.value >= thread.need
         if isinstance(at, Words):
             return self.satisfied_by(at, thread.need)
-        return False
+        return isinstance(at, Sent) and at.exchange >= thread.need
 
     def wake(self, waiters: list[Thread]) -> None:
         kept: list[Thread] = []
@@ -143,7 +165,7 @@ class Explorer:
         for step in range(self.values.steps):
             t.step, t.row = step, 0
             if begin and first is not None and step:
-                f = Frame(first, -1, step, t.cta, t.warp, warps)
+                f = Frame(first, -1, step, self.place_of(t), t.warp, warps)
                 for do in walk(begin, f, self.extents):
                     if do.verb in ACTING:
                         self.act(t, do, f)
@@ -153,20 +175,29 @@ class Explorer:
                 script = self.scripts.get((op.name, t.role))
                 if script is None:
                     continue
-                t.row = index
-                cta = (t.cta - script.shift) % self.values.grid
+                cta = (self.place_of(t) - script.shift) % self.values.grid
                 dealt = self.extents.dealt(op, number, row.layer, cta, step)
-                f = Frame(op, row.layer, step, t.cta, t.warp, warps, dealt)
+                if not dealt and self.only_tasks[op.name, t.role] and (op.name, t.role) not in self.pushing:
+                    continue
+                t.row = index
+                f = Frame(op, row.layer, step, self.place_of(t), t.warp, warps, dealt)
                 for do in walk(script.body, f, self.extents):
                     if do.verb in ACTING:
                         self.act(t, do, f)
                     else:
                         yield from self.wait(t, do, f)
                 if (op.name, t.role) in self.pushing:
-                    words = self.words[self.pushing[op.name, t.role]]
+                    words = self.words[self.rank_of(t), self.pushing[op.name, t.role]]
                     turn = words.turn(step, row.pushed)
                     words.done[turn] = words.done.get(turn, 0) + 1
                     self.wake(words.waiters)
+
+    def rank_of(self, t: Thread) -> int:
+        return t.cta // self.values.grid
+
+    def place_of(self, t: Thread) -> int:
+        """The CTA's number within its rank."""
+        return t.cta % self.values.grid
 
     # ---- statements ----------------------------------------------------------------------------------------
 
@@ -187,6 +218,8 @@ class Explorer:
             yield from self.named_barrier(t, self.named[t.cta, s.bar])
         elif verb == "poll":
             yield from self.poll(t, s)
+        elif verb == "receive":
+            yield from self.receive(t, s.buffer, f)
         else:
             ring = self.rings[s.ring]
             slot, lap, _ = self.place(t, s, ring, f)
@@ -209,6 +242,8 @@ class Explorer:
         verb = s.verb
         if verb == "signal":
             self.signal(t)
+        elif verb == "send":
+            self.send(t, s.buffer, f)
         elif verb in ("read", "write"):
             self.touch_buffer(t, s, verb == "write", t.number, int(t.clock[t.number]))
         elif verb in WORD_VERBS:
@@ -217,7 +252,7 @@ class Explorer:
             self.ring_statement(t, s, self.rings[s.ring], f)
 
     def poll(self, t: Thread, s: Do) -> Iterator[object]:
-        words = self.words[s.buffer]
+        words = self.words[self.rank_of(t), s.buffer]
         turn = words.turn(t.step, self.rows[t.row][0].polled)
         t.need = turn
         if not self.satisfied_by(words, turn):
@@ -226,7 +261,7 @@ class Explorer:
         self.touch_words(t, s)
 
     def touch_words(self, t: Thread, s: Do) -> None:
-        words, (row, op, _) = self.words[s.buffer], self.rows[t.row]
+        words, (row, op, _) = self.words[self.rank_of(t), s.buffer], self.rows[t.row]
         pushes = self.pushing.get((op.name, t.role)) == s.buffer
         turn = words.turn(t.step, row.pushed if pushes else row.polled)
         # The words of a turn need no order with their own push; a pusher poisons those of the next turn.
@@ -281,6 +316,8 @@ class Explorer:
 
     def tick(self, t: Thread) -> None:
         t.clock[t.number] += 1
+        if self.values.ranks > 1:
+            t.clock[self.size + t.number] += 1
 
     def arrive(self, t: Thread, barrier: Barrier) -> None:
         barrier.arriving = (
@@ -325,7 +362,8 @@ class Explorer:
     def wait_counter(self, t: Thread, number: int, instance: int, wanted: int) -> Iterator[object]:
         if instance <= 0:
             return
-        grid, op, counter = self.values.grid, self.by_counter[number], self.counters[number]
+        grid, op = self.values.grid, self.by_counter[number]
+        counter = self.counters[self.rank_of(t), number]
         arrivals = grid if wanted < 0 else wanted
         t.need = (instance - 1) * grid + arrivals
         if counter.value < t.need:
@@ -345,14 +383,17 @@ class Explorer:
 
     def signal(self, t: Thread) -> None:
         op = self.rows[t.row][1]
-        counter = self.counters[op.counter]
+        rank = self.rank_of(t)
+        counter = self.counters[rank, op.counter]
         k = t.signals.get(op.counter, 0) + 1
         t.signals[op.counter] = k
         before = counter.clocks.get(k - 1, {})
         late = [
             c
             for c, number in self.signaller.items()
-            if k > 1 and (c not in before or before[c][number] > t.clock[number])
+            if k > 1
+            and c // self.values.grid == rank
+            and (c not in before or before[c][number] > t.clock[number])
         ]
         if late and op.scope == "gpu":
             self.report(
@@ -369,6 +410,54 @@ class Explorer:
         counter.value += 1
         self.wake(counter.waiters)
 
+    # ---- between ranks -------------------------------------------------------------------------------------
+
+    def words_of(self, rank: int, buffer: str, exchange: int, source: int, task: int) -> Sent:
+        slot = exchange % self.exchanges.slots[buffer]
+        key = (rank, buffer, slot, source, task)
+        if key not in self.sent:
+            name = f"`{buffer}` of rank {rank}, slot {slot}, from rank {source}"
+            self.sent[key] = Sent(name, source)
+        return self.sent[key]
+
+    def send(self, t: Thread, buffer: str, f: Frame) -> None:
+        """Words of one task to every rank. What lies in the slot must have been taken and poisoned before."""
+        mine = t.clock[self.size :]
+        exchange = self.exchanges.number(buffer, t.step, t.row)
+        for rank in range(self.values.ranks):
+            words = self.words_of(rank, buffer, exchange, self.rank_of(t), f.task)
+            if words.exchange >= 0 and words.exchange != exchange:
+                if words.taken is None or bool((words.taken > mine).any()):
+                    row, old = self.program.rows[t.row], self.program.rows[words.row]
+                    self.report(
+                        "race", (buffer, row.op, old.op),
+                        f"`{row.op}` of layer {row.layer} pushes into a slot of `{buffer}` that may still"
+                        f" hold what `{old.op}` of layer {old.layer} pushed",
+                        (t.row, words.row),
+                    )  # fmt: skip
+                words.taken = words.pushed = None
+            words.exchange, words.row = exchange, t.row
+            words.pushed = mine.copy() if words.pushed is None else np.maximum(words.pushed, mine)
+            self.wake(words.waiters)
+        self.tick(t)
+
+    def receive(self, t: Thread, buffer: str, f: Frame) -> Iterator[object]:
+        exchange = self.exchanges.number(buffer, t.step, t.row)
+        op, layer = self.exchanges.source(buffer, t.row)
+        pushes = self.extents.count(op, layer, t.step)
+        for task in self.exchanges.parts(f.task, self.extents.count(f.op, f.layer, t.step), pushes):
+            for source in range(self.values.ranks):
+                words = self.words_of(self.rank_of(t), buffer, exchange, source, task)
+                if words.exchange < exchange:
+                    t.need = exchange
+                    yield words
+                    t.blocked = None
+                mine = t.clock[self.size :]
+                if words.pushed is not None:
+                    np.maximum(mine, words.pushed, out=mine)
+                words.taken = mine.copy() if words.taken is None else np.maximum(words.taken, mine)
+        self.tick(t)
+
     # ---- accesses ------------------------------------------------------------------------------------------
 
     def touch_slot(
@@ -380,7 +469,7 @@ class Explorer:
         for (other, at), touch in parts.items():
             if area and other and (other != area or (at != part and at >= 0 and part >= 0)):
                 continue
-            mine = t.clock
+            mine = t.clock[: self.size]
             if write and not area and not other:
                 mine = np.maximum(mine, self.producers[t.cta, t.role])
             bad_write = touch.wrote and bool((touch.writes > mine).any())
@@ -421,7 +510,7 @@ class Explorer:
         own_push: tuple[int, int] | None = None,
     ) -> None:
         name, key = slot or self.buffer_of(s.buffer, t.row), (t.step, t.row)
-        found = self.buffers.setdefault(name, [])
+        found = self.buffers.setdefault((self.rank_of(t), name), [])
         mine: Touch | None = None
         for touch in found:
             if touch.key == key and touch.older == s.older:
@@ -432,8 +521,8 @@ class Explorer:
             # What only earlier steps wrote does not conflict with what this step writes.
             if touch.key[0] == t.step and (s.older or s.word or touch.older):
                 continue
-            bad_write = touch.wrote and bool((touch.writes > t.clock).any())
-            bad_read = write and touch.read and bool((touch.reads > t.clock).any())
+            bad_write = touch.wrote and bool((touch.writes > t.clock[: self.size]).any())
+            bad_read = write and touch.read and bool((touch.reads > t.clock[: self.size]).any())
             if bad_write or bad_read:
                 here = (key, "writes" if write else "reads")
                 there = (touch.key, "writes" if bad_write else "reads")

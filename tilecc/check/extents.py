@@ -51,6 +51,9 @@ class Frame:
 class Extents(Protocol):
     """An assignment of all symbols."""
 
+    def count(self, op: OpSync, layer: int, step: int = 0) -> int:
+        """Tasks of the op on all CTAs of a rank."""
+
     def dealt(self, op: OpSync, number: int, layer: int, cta: int, step: int = 0) -> range:
         """Tasks of the op on a CTA; `number` is the op's place among the classes."""
 
@@ -135,6 +138,7 @@ class Values:
     early: int = 0
     row_tiles: int = 2
     steps: int = 2
+    ranks: int = 1
     stop: bool = False
     varying: bool = False
     """The first step and every second one after it have no active experts and no tasks of attention."""
@@ -144,7 +148,8 @@ class Values:
 
     def __str__(self) -> str:
         return (
-            f"{self.grid} CTAs, up to {self.tasks} tasks, {self.chunks} chunks, {self.experts} active"
+            (f"{self.ranks} ranks of " if self.ranks > 1 else "")
+            + f"{self.grid} CTAs, up to {self.tasks} tasks, {self.chunks} chunks, {self.experts} active"
             f" experts, {self.blocks} KV blocks"
             + (f", {self.early} of them early" if self.early else "")
             + (", stop ids" if self.stop else "")
@@ -152,13 +157,15 @@ class Values:
             + ("" if self.spread else ", all tasks on the first CTAs")
         )
 
-    def dealt(self, op: OpSync, number: int, layer: int, cta: int, step: int = 0) -> range:
-        """Where the first task lies depends on the number of CTAs: neighbours start on different ones."""
+    def count(self, op: OpSync, layer: int, step: int = 0) -> int:
         count = min(op.tasks, self.tasks)
         if op.tasks_over == "experts":
-            count *= self.active(step)
-        elif op.kind == "attention" and self.varying and step % 2 == 0:
-            count = 0
+            return count * self.active(step)
+        return 0 if op.kind == "attention" and self.varying and step % 2 == 0 else count
+
+    def dealt(self, op: OpSync, number: int, layer: int, cta: int, step: int = 0) -> range:
+        """Where the first task lies depends on the number of CTAs: neighbours start on different ones."""
+        count = self.count(op, layer, step)
         first = cta if op.kind == "commit" else (cta - (number + 1) * self.spread) % self.grid
         return range(first, count, self.grid)
 
@@ -199,13 +206,16 @@ class Launch:
     rows: tuple[tuple[int, int], ...]
     experts: dict[int, tuple[int, ...]] = field(default_factory=dict)
     steps: int = 1
+    ranks: int = 1
     stop: bool = False
 
     def dealt(self, op: OpSync, number: int, layer: int, cta: int, step: int = 0) -> range:
+        rotation = 0 if op.kind == "commit" else op.shape.get("rotation", 0)
+        return range((cta - rotation) % self.grid, self.count(op, layer, step), self.grid)
+
+    def count(self, op: OpSync, layer: int, step: int = 0) -> int:
         s, n = op.shape, len(self.rows)
-        if op.kind == "commit":
-            return range(cta, 1, self.grid)
-        count = op.tasks
+        count = 1 if op.kind == "commit" else op.tasks
         if op.kind == "experts_up":
             count = s["groups"] * len(self.experts[layer])
         elif op.kind == "attention_merge":
@@ -215,7 +225,7 @@ class Launch:
         elif op.kind == "attention":
             reached = max(position for position, _ in self.rows) // (KV_BLOCK * s["chunk_blocks"]) + 1
             count = min(reached, s["splits"]) * s["kv_heads"] * self.row_groups(s)
-        return range((cta - s.get("rotation", 0)) % self.grid, count, self.grid)
+        return count
 
     def row_groups(self, s: dict[str, int]) -> int:
         return -(-len(self.rows) // s["task_rows"])

@@ -33,6 +33,10 @@ READ_ONLY = "image"
 
 PER_LAYER = frozenset({"kv", "routes"})
 
+PEER_BUFFERS = ("peer_terms", "peer_argmax")
+PEER_SLOTS = 3
+"""Buffers that the ranks push into and their slots, as the tile pass lays them out."""
+
 NOT_CHECKED = frozenset({"counters", "state"})
 """Workspace that is no data between ops; `state` is split into `token` and `stop`."""
 
@@ -58,6 +62,8 @@ def lower(program: Program) -> SyncProgram:
         everyone = tuple(role.name for role in program.roles)
         rings.append(RingSync("routing", 1, "activations", everyone, 1, sum(warps.values()), 1))
     names = {region.name for region in program.workspace} - NOT_CHECKED | {"kv", "token", "stop"}
+    ranks = max((int(op.constants.get("ranks", 1)) for op in program.classes), default=1)
+    pushed = PEER_BUFFERS if ranks > 1 else ()
     rows = tuple(
         RowSync(
             row.op,
@@ -73,9 +79,14 @@ def lower(program: Program) -> SyncProgram:
         program.name,
         tuple(RoleSync(role.name, role.warps) for role in program.roles),
         tuple(rings),
-        tuple(
-            BufferSync(name, name in PER_LAYER, FLAG_TURNS if program.turns(name) else 0, program.turns(name))
-            for name in sorted(names)
+        (
+            *(
+                BufferSync(
+                    name, name in PER_LAYER, FLAG_TURNS if program.turns(name) else 0, program.turns(name)
+                )
+                for name in sorted(names)
+            ),
+            *(BufferSync(name, slots=PEER_SLOTS) for name in pushed),
         ),
         tuple(_op(op, program) for op in program.classes),
         rows,
@@ -86,6 +97,7 @@ def lower(program: Program) -> SyncProgram:
         ),
         begin=tuple(Script(role.name, begin) for role in program.roles),
         last=next((op.counter for op in program.classes if op.kind == "commit"), -1),
+        ranks=ranks,
     )
 
 
@@ -103,7 +115,7 @@ def _op(op: OpClass, program: Program) -> OpSync:
         tasks = shape["groups"]
     made: Callable[[OpClass], Scripts] = {
         "attention": _window if int(c.get("window", 0)) else _split, "attention_merge": _vector,
-        "reduce": _vector, "embed": _vector, "commit": _vector, "route": _route,
+        "reduce": _vector, "embed": _vector, "commit": _vector, "argmax_push": _vector, "route": _route,
     }.get(op.kind, _gemv)  # fmt: skip
     over = "experts" if op.kind == "experts_up" else ""
     return OpSync(
@@ -149,10 +161,12 @@ def _reads(op: OpClass) -> tuple[str, ...]:
     c = op.constants
     if op.polls:
         return {"reduce": ("x",)}.get(op.kind, ())
+    several = int(c.get("ranks", 1)) > 1
     return {
         "embed": ("token",),
-        "reduce": ("partials", "x"),
-        "commit": ("argmax",),
+        "reduce": ("peer_terms" if several else "partials", "x"),
+        "commit": ("peer_argmax" if several else "argmax",),
+        "argmax_push": ("argmax",),
         "attention": ("queries", "kv"),
         "attention_merge": ("attention_partials",),
         "route": ("router_logits",),
@@ -165,6 +179,7 @@ def _writes(op: OpClass) -> tuple[str, ...]:
     if op.pushes:
         return ()
     split = int(op.constants.get("tile_splits", 1)) > 1
+    partials = "peer_terms" if int(op.constants.get("ranks", 1)) > 1 else "partials"
     return {
         "embed": ("x", "y", "sum_sq"),
         "reduce": ("x", "y", "sum_sq"),
@@ -172,24 +187,29 @@ def _writes(op: OpClass) -> tuple[str, ...]:
         "qkv": ("queries", "kv"),
         "attention": ("attention_partials",) if split else ("attention",),
         "attention_merge": ("attention",),
-        "project": ("partials",),
+        "project": (partials,),
         "router": ("router_logits",),
         "gate_up": ("hidden",),
         "experts_up": ("expert_hidden",),
-        "experts_down": ("partials",),
+        "experts_down": (partials,),
         "head": ("argmax",),
+        "argmax_push": ("peer_argmax",),
     }[op.kind]
+
+
+def _read(op: OpClass) -> tuple[Do, ...]:
+    return tuple(Do("receive" if b in PEER_BUFFERS else "read", buffer=b) for b in _reads(op))
+
+
+def _write(op: OpClass) -> tuple[Do, ...]:
+    return tuple(Do("send" if b in PEER_BUFFERS else "write", buffer=b) for b in _writes(op))
 
 
 def _vector(op: OpClass) -> Scripts:
     """Ops of the store warp alone (op_vector.cuh, the merge of op_attention.cuh)."""
     # Each word is taken by one lane, which poisons it again.
     words = (Do("poll", buffer=op.polls), Do("poison", buffer=op.polls)) if op.polls else ()
-    body = (
-        *words,
-        *(Do("read", buffer=b) for b in _reads(op)),
-        *(Do("write", buffer=b) for b in _writes(op)),
-    )
+    body = (*words, *_read(op), *_write(op))
     return (Script("store", (Do("inputs"), Loop("tasks", body), *_signal(op))),)
 
 
@@ -263,7 +283,7 @@ def _gemv(op: OpClass) -> Scripts:
             Loop("closing", (Loop("held", (Do("skip", "activations"),)),)),
         )
     exchange = Loop("tiles", (Do("acquire", "exchange"), Do("put", "exchange"), Do("commit", "exchange")))
-    writes = tuple(Do("write", buffer=b) for b in _writes(op))
+    writes = _write(op)
     if op.pushes:
         # What every CTA reads, nobody can take back but who pushed it.
         own = (Do("poison", buffer=op.pushes),) if op.kind == "router" else ()

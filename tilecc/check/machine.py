@@ -42,6 +42,7 @@ class Counter:
     """Signals so far; `clocks[k]` of instance k, by CTA, and `joined[k]` of all of them."""
 
     op: str
+    rank: int = 0
     value: int = 0
     clocks: dict[int, dict[int, Clock]] = field(default_factory=dict)
     joined: dict[int, Clock] = field(default_factory=dict)
@@ -77,6 +78,20 @@ class Named:
     cta: int
     warps: int
     members: list[Thread] = field(default_factory=list)
+
+
+@dataclass
+class Sent:
+    """Words that one task of one rank pushes to another rank: the latest exchange, who pushed it in which row
+    and when, and the clocks of those who took and poisoned it."""
+
+    name: str
+    source: int
+    exchange: int = -1
+    row: int = 0
+    pushed: Clock | None = None
+    taken: Clock | None = None
+    waiters: list[Thread] = field(default_factory=list)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tilecc.check.exchange import touches
 from tilecc.check.machine import Violation
 from tilecc.check.sync import (
     RING_VERBS,
@@ -44,6 +45,7 @@ def structure(program: SyncProgram) -> Iterator[Violation]:
     yield from _routing(program)
     yield from _waits(program)
     yield from _turns(program)
+    yield from _exchanges(program)
 
 
 def _row_of(program: SyncProgram, op: OpSync) -> int:
@@ -257,6 +259,28 @@ def _routing(program: SyncProgram) -> Iterator[Violation]:
                         committed, released = index, set()
                     elif verb == "release":
                         released.add(script.role)
+
+
+def _exchanges(program: SyncProgram) -> Iterator[Violation]:
+    """Pushes into a buffer and polls of it take turns."""
+    for buffer in (b.name for b in program.buffers if b.slots):
+        pushed: int | None = None
+        for index, row in enumerate(program.rows):
+            scripts = program.op(row.op).scripts
+            if any(touches(s.body, "send", buffer) for s in scripts):
+                if pushed is not None:
+                    first = program.rows[pushed].op
+                    text = f"`{row.op}` pushes into `{buffer}` before what `{first}` pushed is read"
+                    yield Violation("wait", text, (index, pushed))
+                pushed = index
+            elif any(touches(s.body, "receive", buffer) for s in scripts):
+                if pushed is None:
+                    text = f"`{row.op}` waits for words of `{buffer}` that no op before it pushes"
+                    yield Violation("wait", text, (index,))
+                pushed = None
+        if pushed is not None:
+            text = f"nothing reads what `{program.rows[pushed].op}` pushes into `{buffer}`"
+            yield Violation("wait", text, (pushed,))
 
 
 def _waits(program: SyncProgram) -> Iterator[Violation]:

@@ -16,6 +16,8 @@ known at run time; `tilecc.check.extents` lists the symbols.
     push B      write words that are their own flags,    poll B      wait for those of the turn that the row
                 of the turn that the row pushes                      polls, and read them
     poison B    by who polls B: take those words back; by who pushes B: those of the next turn
+    send B      write the task's words of buffer B of    receive B   wait for the words of B that the task
+                every rank, behind a fence                           reads, of every rank, and poison them
 
 `take`, `use` and `release` with `ahead` mean the slot that many further; only `skip` passes it over. `put`
 and `use` with an `area` mean a part of the slot: "warp:NAME" is one part per warp, of which `put` writes its
@@ -35,7 +37,7 @@ IR_VERSION = 1
 
 VERBS = (
     "acquire", "put", "copy", "commit", "take", "use", "release", "skip", "inputs", "idle", "previous",
-    "ended", "read", "write", "sync", "signal", "push", "poll", "poison",
+    "ended", "read", "write", "sync", "signal", "push", "poll", "poison", "send", "receive",
 )  # fmt: skip
 RING_VERBS = frozenset({"acquire", "put", "copy", "commit", "take", "use", "release", "skip"})
 WORD_VERBS = frozenset({"push", "poll", "poison"})
@@ -111,12 +113,14 @@ class BarSync:
 @ir_node(positional=1)
 class BufferSync:
     """Global memory. Tasks of one op touch different parts of it; `per_layer`: so do ops of different
-    layers. Words that are their own flags have as many slots as `turns`, used in turn, `per_step` a step."""
+    layers. Words that are their own flags have as many slots as `turns`, used in turn, `per_step` a step.
+    `slots` of a buffer that the ranks push into: exchange e uses slot e modulo the slots."""
 
     name: str
     per_layer: bool = False
     turns: int = 0
     per_step: int = 0
+    slots: int = 0
 
 
 @ir_node(positional=1)
@@ -177,6 +181,7 @@ class SyncProgram:
     bars: tuple[BarSync, ...] = ()
     begin: tuple[Script, ...] = ()
     last: int = -1
+    ranks: int = 1
 
     def op(self, name: str) -> OpSync:
         """The op class of that name. Raises KeyError."""

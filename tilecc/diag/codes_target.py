@@ -48,10 +48,11 @@ there is no sensible default.
         title="several ranks cannot be emitted yet",
         explanation="""
 With `--tp N` the graph is cut for one of N tensor-parallel ranks, with the exchanges between them. `--to
-shard` and `--to tiles` print it. The exchanges have no emitted form yet: kernels are made for one rank only.
+shard`, `--to tiles` and `--to program` print it, and `tilecc check` takes the program. The exchanges have no
+emitted form yet: kernels are made for one rank only.
 """,
         wrong="tilecc compile MODEL --target sm_90a --tp 8",
-        right="tilecc compile MODEL --target sm_90a --tp 8 --to tiles",
+        right="tilecc compile MODEL --target sm_90a --tp 8 --to program",
         exit_code=2,
     ),
     "TC0706": Entry(

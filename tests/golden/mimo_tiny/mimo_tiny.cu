@@ -715,7 +715,8 @@ TK_FN bool stopped(Cx& c) {
   if (c.p.n_stop == 0 || c.step == 0) return false;
   tk::wait_ge(c.counter(12), c.ncta * (c.base + c.step), c.watch);
   if constexpr (R != Role::kLoader) tk::syncwarp();
-  return tk::ldg32(&c.state()->stop) == c.base + c.step;
+  // Atomic: a warp without work may read this while the commit of its own step already writes for the next one.
+  return tk::ld_relaxed(&c.state()->stop) == c.base + c.step;
 }
 
 template <Role R>
