@@ -221,7 +221,7 @@ KEYS_FULL = Site(WINDOW, BLOCK_FULL, before="\n      if (w == c.warp)")
 VALUES_FULL = Site(WINDOW, BLOCK_FULL, before="\n      Probabilities p;")
 MAXIMA_SYNC = Site(WINDOW, "tk::bar_sync(2, kWarps * 32);", before="\n    float rescale")
 SUMS_SYNC = Site(WINDOW, "tk::bar_sync(2, kWarps * 32);", before="\n    TK_UNROLL")
-ROWS_FULL = Site(SPLIT, BLOCK_FULL, before="\n        if (row == c.warp)")
+ROWS_FULL = Site(SPLIT, BLOCK_FULL, before="\n        if (row == my_row)")
 BLOCKS_FULL = Site(SPLIT, BLOCK_FULL, before="\n        if (mine && seq == my_seq)")
 FILL_EMPTY = Site(FILL, "tk::mbar_wait(c.a_empty(c.a.slot), c.a.phase ^ 1, c.watch);")
 FREE = Site(FILL, "tk::mbar_arrive(c.a_empty(c.a.slot));")
@@ -242,7 +242,7 @@ BAR = "tk::bar_sync(3, kSelecting * 32);"
 SELECT_SYNC = {
     0: [
         Site(ROUTE, BAR, before="  // the logits are there"),
-        Site(ROUTE, BAR, before="\n    select_rows(c, r, c.warp);"),
+        Site(ROUTE, BAR, before="\n    if constexpr (kHelpers > 0)"),
     ],
     1: [Site(ROUTE, BAR, before="\n    wait(c);"), Site(ROUTE, BAR, before="\n    if (c.warp == 0) {")],
 }
@@ -407,7 +407,9 @@ def _all_kinds() -> Iterator[Kind]:
         )
     dealing: Callable[[OpSync], bool] = lambda op: op.kind not in ("route", "commit")  # noqa: E731
     other = {SHIFT: "(rotation + 1) % c.ncta"}
-    yield Kind("all tasks one CTA further", other, dealt(None), dealing, places=False, harmless=True)
+    # Not harmless by construction: beside words that are their own flags, an order may come from what else
+    # the same CTA runs.
+    yield Kind("all tasks one CTA further", other, dealt(None), dealing, places=False)
     for role in ROLES:
         several: Callable[[OpSync], bool] = lambda op, role=role: (  # type: ignore[misc]  # noqa: E731
             op.kind in ("qkv", "project", "gate_up", "experts_up", "experts_down", "head", "attention")
