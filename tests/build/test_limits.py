@@ -163,7 +163,10 @@ each row's routing weight too, once for the two blocks of an expert: twice as ma
     ],
 )
 def test_loops_of_more_rows_decode_once_and_do_not_spill(name: str, rows: int, tmp_path: Path) -> None:
-    package = one_op_package(tmp_path / "p", dataclasses.replace(WIDE[name], max_rows=rows))
+    schedule = Schedule(find_target("sm_90a"))
+    schedule.roles(why="those of the kernel of one rank", **WARPS)
+    op = dataclasses.replace(WIDE[name], max_rows=rows)
+    package = one_op_package(tmp_path / "p", op, schedule=schedule)
     report, _ = sass_stats(package.directory, "sm_90a")
     no_stack(report)
     for loop in (x for x in report.loops if x.weights):
