@@ -55,12 +55,13 @@ CONFORMANCE = (
     "--out",
     "{out}",
 )
+CONTROL = ("--racecheck-control", "{dir}/racecheck")
 STEPS = (
     Step(
         "conformance",
         "libconformance.so",
         CONFORMANCE,
-        (PYTHON, "-m", "tests.conformance.gpu", "--build-only", "-o", "{dir}/libconformance.so"),
+        (PYTHON, "-m", "tests.conformance.gpu", "--build-only", "-o", "{dir}/libconformance.so", *CONTROL),
         60,
     ),
     Step(
@@ -80,7 +81,7 @@ STEPS = (
     Step(
         "sanitizer",
         "libconformance.so",
-        (*CONFORMANCE, "--sanitizer", "memcheck,racecheck,synccheck"),
+        (*CONFORMANCE, "--sanitizer", "memcheck,racecheck,synccheck", *CONTROL),
         (),
         120,
     ),

@@ -44,6 +44,21 @@ void check_start(const tilecc_tensor& t, const BoxAt& at, const char* what, Site
           site);
 }
 
+// So it does where a box that is stored starts before the tensor, along any dimension; a load may. And where such a box
+// crosses the end of dimension 0, the rest of the last 16 bytes is written too.
+void check_store(const tilecc_tensor& t, const BoxAt& at, const char* what, Site site) {
+  for (uint32_t d = 0; d < t.rank; d++)
+    if (at.at[d] < 0)
+      fatal("TC0905", text("%s: %s at coordinate %d of dimension %u; boxes that are stored start inside the tensor or past it",
+                           who_now().c_str(), what, at.at[d], d),
+            site);
+  const int64_t size = tilecc_element_bytes(t.type), end = static_cast<int64_t>(t.dims[0]) * size;
+  if (end % 16 && at.at[0] * size < end && (at.at[0] + static_cast<int64_t>(t.box[0])) * size > end)
+    fatal("TC0905", text("%s: %s crosses the end of dimension 0 at byte %lld; the hardware stores multiples of 16 bytes",
+                         who_now().c_str(), what, static_cast<long long>(end)),
+          site);
+}
+
 // A row of a box: its part inside the tensor.
 struct Row {
   uint8_t* global;
@@ -134,6 +149,7 @@ void tma_store(const tk::tmap_t* map, uint32_t src, uint32_t rank, BoxAt at, con
   count(kBulkStoreBytes, bytes);
   check_shared(t, src, what, site);
   check_start(t, at, what, site);
+  check_store(t, at, what, site);
   WarpState* w = my_warp();
   const uint32_t group = static_cast<uint32_t>(w->groups) + 1;
   for_rows(t, at, [&](const Row& r) {

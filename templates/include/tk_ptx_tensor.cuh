@@ -4,8 +4,9 @@
 namespace tk {
 
 // One box: global -> shared, completing the bytes of the whole box on `bar`. Coordinates innermost first, in elements;
-// the innermost must be a multiple of 16 bytes, or the GPU raises an illegal instruction. What lies outside the tensor
-// arrives as zero. Shared addresses are multiples of 128, of 1024 with the 128-byte swizzle. (L0)
+// the innermost must be a multiple of 16 bytes, and those of a store not negative, or the GPU raises an illegal
+// instruction. What lies outside the tensor arrives as zero and is not stored, except the rest of the last 16 bytes of a
+// row. Shared addresses are multiples of 128, of 1024 with the 128-byte swizzle. (L0)
 #define TK_TMA_LOAD(dims, coordinates, ...)                                                                            \
   asm volatile("cp.async.bulk.tensor." dims                                                                            \
                ".shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {" coordinates "}], [%2];" ::"r"(dst), \

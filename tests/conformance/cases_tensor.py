@@ -85,17 +85,19 @@ Shape = tuple[str, str, list[int], list[int], int, list[tuple[int, ...]], list[t
 
 IN_2D = [(0, 0), (32, 8), (80, 16)]
 IN_3D = [(0, 0, 0), (32, 4, 2), (40, 10, 4)]
-# The innermost coordinate is a multiple of 16 bytes: anything else is an illegal instruction (on an H100).
+# The innermost coordinate is a multiple of 16 bytes, and a store starts at no negative coordinate: anything
+# else is an illegal instruction (on an H100). Stored tensors have rows of multiples of 16 bytes: past the end of
+# any other the rest of the last 16 bytes is written too.
 SHAPES: list[Shape] = [
-    ("1d_u8", "u8", [1000], [256], 0, [(0,), (256,), (896,), (-16,), (-240,)], [(-16,), (240,), (896,)]),
-    ("1d_f32", "f32", [301], [64], 0, [(0,), (8,), (288,), (-4,)], [(-4,), (100,), (288,)]),
+    ("1d_u8", "u8", [1000], [256], 0, [(0,), (256,), (896,), (-16,), (-240,)], [(0,), (256,), (896,)]),
+    ("1d_f32", "f32", [301], [64], 0, [(0,), (8,), (288,), (-4,)], [(0,), (100,), (288,)]),
     (
         "2d_bf16", "bf16", [100, 37], [32, 16], 0,
-        [(0, 0), (8, 3), (88, 30), (-8, -2)], [(-8, -2), (40, 20), (88, 30)],
+        [(0, 0), (8, 3), (88, 30), (-8, -2)], [(0, 0), (40, 20), (88, 30)],
     ),
     (
         "2d_bf16_swizzled", "bf16", [200, 40], [64, 16], 128,
-        [(0, 0), (64, 8), (8, 5), (168, 30), (-16, -4)], [(-16, -4), (64, 12), (168, 30)],
+        [(0, 0), (64, 8), (8, 5), (168, 30), (-16, -4)], [(0, 0), (64, 12), (168, 30)],
     ),
     (
         "2d_u8_swizzled", "u8", [300, 64], [128, 64], 128,
@@ -104,20 +106,22 @@ SHAPES: list[Shape] = [
     ("2d_f32_swizzled", "f32", [96, 20], [32, 8], 128, IN_2D, IN_2D),
     (
         "3d_f16", "f16", [40, 9, 7], [16, 4, 3], 0,
-        [(0, 0, 0), (8, 3, 2), (32, 7, 5), (-8, -1, -1)], [(-8, -1, -1), (16, 4, 3), (32, 8, 6)],
+        [(0, 0, 0), (8, 3, 2), (32, 7, 5), (-8, -1, -1)], [(0, 0, 0), (16, 4, 3), (32, 8, 6)],
     ),
     ("3d_u32_swizzled", "u32", [64, 12, 5], [32, 4, 2], 128, IN_3D, IN_3D),
-    # Boxes that lie outside altogether: past the end and before the begin, along either dimension.
+    # Boxes that lie outside altogether: past the end and, loads alone, before the begin.
     ("2d_past_row", "bf16", [100, 37], [32, 16], 0, [(104, 0), (0, 0)], [(104, 0), (0, 0)]),
     ("2d_past_rows", "bf16", [100, 37], [32, 16], 0, [(0, 40), (0, 0)], [(0, 40), (0, 0)]),
-    ("2d_before", "bf16", [100, 37], [32, 16], 0, [(-64, 0), (0, -16)], [(-64, 0), (0, -16)]),
+    ("2d_before", "bf16", [100, 37], [32, 16], 0, [(-64, 0), (0, -16)], [(96, 32), (0, 0)]),
 ]  # fmt: skip
 
 
 def cases(index: int) -> list[Case]:
     name, dtype, dims, box, swizzle, loads, stores = SHAPES[index]
     load_map, total = tensor_map("in", dtype, dims, box, swizzle)
-    store_map, store_total = tensor_map("work", dtype, dims, box, swizzle, 16)
+    unit = 16 // ELEMENT_BYTES[dtype]
+    stored = [-(-dims[0] // unit) * unit, *dims[1:]]
+    store_map, store_total = tensor_map("work", dtype, stored, box, swizzle, 16)
     rank, common = len(dims), ("tma_prefetch_map",)
     return [
         Case(

@@ -74,6 +74,7 @@ MISTAKES = {
     26: ("TC0905", "tma_load_2d at coordinate 8 of dimension 0, byte 8", "mode == 26)"),
     27: ("TC0905", "tma_store_2d at coordinate -8 of dimension 0, byte -8", "mode == 27)"),
     25: ("TC0942", "no wgmma_fence() precedes", "wgmma_bf16<16>(d, a_desc, b_desc);"),
+    28: ("TC0905", "tma_store_2d at coordinate -1 of dimension 1", "mode == 28)"),
 }
 
 

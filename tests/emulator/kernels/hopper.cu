@@ -49,6 +49,7 @@ TK_KERNEL(hopper_kernel, 128)(TK_GRID_CONST HopperParams p) {
     if (mode == 7) tma_load_2d(a + 128, &p.map, 0, 0, sb);
     if (mode == 26) tma_load_2d(a, &p.map, 8, 0, sb);
     if (mode == 27) tma_store_2d(&p.map, a, -8, 0);
+    if (mode == 28) tma_store_2d(&p.map, a, 0, -1);
     if (mode == 19) tma_load_2d(a, &p.too_big, 0, 60, sb);
     if (mode == 22) tma_load_2d(b + 1024, &p.map, 0, 0, sb + 8);
     if (mode == 14) mapa(a, 2);
