@@ -86,8 +86,8 @@ Shape = tuple[str, str, list[int], list[int], int, list[tuple[int, ...]], list[t
 IN_2D = [(0, 0), (32, 8), (80, 16)]
 IN_3D = [(0, 0, 0), (32, 4, 2), (40, 10, 4)]
 # The innermost coordinate is a multiple of 16 bytes, and a store starts at no negative coordinate: anything
-# else is an illegal instruction (on an H100). Stored tensors have rows of multiples of 16 bytes: past the end of
-# any other the rest of the last 16 bytes is written too.
+# else is an illegal instruction (on an H100). Stored tensors have rows of multiples of 16 bytes: past the end
+# of any other the rest of the last 16 bytes is written too.
 SHAPES: list[Shape] = [
     ("1d_u8", "u8", [1000], [256], 0, [(0,), (256,), (896,), (-16,), (-240,)], [(0,), (256,), (896,)]),
     ("1d_f32", "f32", [301], [64], 0, [(0,), (8,), (288,), (-4,)], [(0,), (100,), (288,)]),

@@ -353,7 +353,7 @@ def excuse(report: Report, control: Control) -> None:
 
 def sanitize(library: Path, names: list[str], tool: str, tool_path: str) -> Report:
     """One pass per kernel file, so that an error names its family."""
-    total = Report(sanitizer=tool)
+    total, details = Report(sanitizer=tool), ""
     for kernel in dict.fromkeys(BY_NAME[n].kernel for n in names):
         part = run_suite(library, [n for n in names if BY_NAME[n].kernel == kernel], tool, tool_path)
         total.device = part.device or total.device
@@ -362,7 +362,8 @@ def sanitize(library: Path, names: list[str], tool: str, tool_path: str) -> Repo
         summary = re.findall(r"ERROR SUMMARY: .*|RACECHECK SUMMARY: .*", part.log)
         total.log += f"--- {kernel}: {'; '.join(summary)}\n"
         if not part.ok() or any(not s.split("SUMMARY: ")[1].startswith("0 ") for s in summary):
-            total.log += part.log
+            details += part.log
+    total.log += details
     return total
 
 
