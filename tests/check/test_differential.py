@@ -54,7 +54,7 @@ def test_sixty_mutants(bench: Bench) -> None:
 
 def test_every_harmless_mutant_is_accepted(bench: Bench) -> None:
     """Some of them: implied waits, deeper rings, waits and barriers twice, signals of system scope."""
-    harmless = [m for m in mutants_of(bench) if m.harmless][::8]
+    harmless = [m for m in mutants_of(bench) if m.harmless][::6]
     assert len(harmless) > 20
     assert [m.name for m in harmless if first_violation(m.change(bench.sync)) is not None] == []
 
