@@ -185,9 +185,7 @@ class MiMoV2(nn.Module):
         self.model = Body(config)
         self.lm_head = Linear(config.vocab, config.hidden)
 
-    def forward(
-        self, tokens: Tensor, positions: Tensor, seqs: Tensor, *caches: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(self, tokens: Tensor, positions: Tensor, seqs: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         """One step of T rows: tokens, positions, seqs i64 [T]; caches as made by :meth:`caches`, updated in
         place.
 

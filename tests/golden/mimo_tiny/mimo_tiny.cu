@@ -180,7 +180,7 @@ static_assert(Cx::S::kTotal == 209152, "the runtime asks for this much shared me
 // ---- ops -----------------------------------------------------------------------------------------------------------
 
 // embed: model.embed_tokens
-//   from mimo_v2.py:200
+//   from mimo_v2.py:198
 //   waits for commit: counter over state
 struct EmbedOp {
   static constexpr u64 kX = ws::kX;
@@ -241,7 +241,7 @@ struct QkvGlobalOp {
 using QkvGlobal = tilecc::Gemv<Config, QkvGlobalOp>;
 
 // layers.0.attention: model.layers.0.attend, model.layers.0.attend_bf16 (and 2 more layers)
-//   from mimo_v2.py:216 (model.layers.0)
+//   from mimo_v2.py:214 (model.layers.0)
 //   waits for layers.0.qkv: counter over kv.0, queries
 struct AttentionGlobalOp {
   static constexpr u32 kHeads = 8;
@@ -267,7 +267,7 @@ struct AttentionGlobalOp {
 using AttentionGlobal = tilecc::SplitAttention<Config, AttentionGlobalOp>;
 
 // layers.0.attention_merge: model.layers.0.attend, model.layers.0.attend_bf16 (and 2 more layers)
-//   from mimo_v2.py:216 (model.layers.0)
+//   from mimo_v2.py:214 (model.layers.0)
 //   waits for layers.0.attention: counter over attention_partials
 struct AttentionMergeOp {
   static constexpr u32 kHeads = 8;
@@ -464,7 +464,7 @@ struct QkvWindow32Op {
 using QkvWindow32 = tilecc::Gemv<Config, QkvWindow32Op>;
 
 // layers.1.attention: model.layers.1.attend, model.layers.1.attend_bf16 (and 4 more layers)
-//   from mimo_v2.py:216 (model.layers.1)
+//   from mimo_v2.py:214 (model.layers.1)
 //   waits for layers.1.qkv: counter over kv.1, queries
 struct AttentionWindow32Op {
   static constexpr u32 kHeads = 8;
@@ -654,7 +654,7 @@ struct HeadOp {
 using Head = tilecc::Gemv<Config, HeadOp>;
 
 // commit: lm_head_argmax
-//   from mimo_v2.py:225
+//   from mimo_v2.py:223
 //   waits for head: counter over argmax
 struct CommitOp {
   static constexpr u64 kPartials = ws::kArgmax;
