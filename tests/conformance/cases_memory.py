@@ -86,7 +86,7 @@ def chain_launch(kind: int, grid: int = 4) -> Launch:
 
 def words_launch(op: int, grid: int = 4) -> Launch:
     """Words of 32 or 64 bits that CTAs hand on: running sums; the inboxes hold poison again afterwards."""
-    per, dtype = 128, {7: np.uint32, 8: np.uint64}[op]
+    per, dtype = 128, {7: np.uint32, 8: np.uint64, 10: np.uint32, 11: np.uint64}[op]
     data = words(op, grid * per)
     want = np.cumsum(change(data).view(dtype).reshape(grid, -1), axis=0, dtype=dtype)
     inboxes = np.full((grid + 1) * per, 0x7FFFDEAD, np.uint32)
@@ -172,6 +172,7 @@ SHARED = "lds_u8 lds_u16 lds32 lds64 lds128 lds_f32 sts_u8 sts_u16 sts32 sts64 s
 HINTS = "ldg_nc128_noalloc ldg_nc128_stream ldg_nc128_hint l2_evict_first l2_evict_last"
 ACCESSES = tuple(f"{LOADS} {STORES} {SHARED} {HINTS} smem_base smem_region".split())
 WORDS = ("ld_word", "poll_word", "push_word", "poison_word")
+BATCH = ("poll_words", "push_word", "poison_word")
 CP_ASYNC = ("cp_async16", "cp_async16_zfill", "cp_async_commit", "cp_async_wait")
 COUNTERS = {
     0: ("red_release", "wait_ge"),
@@ -203,6 +204,8 @@ CASES = [
     ),
     Case("sync.words_u32", "sync", WORDS, lambda: words_launch(7)),
     Case("sync.words_u64_sys", "sync", WORDS, lambda: words_launch(8)),
+    Case("sync.words_u32_together", "sync", BATCH, lambda: words_launch(10)),
+    Case("sync.words_u64_sys_together", "sync", BATCH, lambda: words_launch(11)),
     Case("sync.cta_scope", "sync", ("red_release<kCta>", "wait_ge<kCta>"), within_cta_launch),
     Case("sync.setmaxnreg", "sync", ("setmaxnreg_dec", "setmaxnreg_inc"), lambda: sync_launch(6, 2, 2)),
     *(

@@ -142,20 +142,31 @@ TK_FN void chain(const ConformanceParams& p) {
   }
 }
 
-// CTA c polls its inbox in work, adds its own word, pushes the sum to CTA c+1, and poisons its inbox again.
-template <Scope S, class Word>
+// CTA c polls its inbox in work, adds its own word, pushes the sum to CTA c+1, and poisons its inbox again. kBatch > 0: a
+// lane polls that many words, all it has, together.
+template <Scope S, class Word, u32 kBatch = 0>
 TK_FN void pass_words(const ConformanceParams& p, Word poison, bool first) {
   const u32 c = cta(), words = p.n / ncta();
   const Watch w{p.status, 0, p.op, 0, c};
   Word* inbox = reinterpret_cast<Word*>(p.work + 4 * words * c);
   Word* next = reinterpret_cast<Word*>(p.work + 4 * words * (c + 1));
-  for (u32 i = lane(); i < 4 * words / sizeof(Word); i += 32) {
+  Word taken[kBatch > 0 ? kBatch : 1];
+  if constexpr (kBatch > 0) {
+    if (!first) poll_words<S, kBatch>([&](u32 i) { return inbox + lane() + 32 * i; }, poison, w, taken);
+  }
+#pragma unroll
+  for (u32 turn = 0; turn < (kBatch > 0 ? kBatch : 4 * words / (32 * sizeof(Word))); turn++) {
+    const u32 i = lane() + 32 * turn;
     Word sum = 0;
     for (u32 part = 0; part < sizeof(Word) / 4; part++) {
       const u32 j = c * words + i * (static_cast<u32>(sizeof(Word)) / 4) + part;
       sum |= static_cast<Word>(change(ldg_nc32(p.in + 4 * j), j)) << (32 * part);
     }
-    if (!first) sum += poll_word<S>(inbox + i, poison, w);
+    if constexpr (kBatch > 0) {
+      if (!first) sum += taken[turn];
+    } else {
+      if (!first) sum += poll_word<S>(inbox + i, poison, w);
+    }
     if (c + 1 < ncta()) push_word<S>(next + i, sum);
     if (!first) poison_word(inbox + i, poison);
     for (u32 part = 0; part < sizeof(Word) / 4; part++)
@@ -214,6 +225,8 @@ TK_KERNEL(conformance_sync, 256)(TK_GRID_CONST ConformanceParams p) {
     case 7: if (warp() == 0) pass_words<Scope::kGpu, u32>(p, 0x7fffdeadu, cta() == 0); break;
     case 8: if (warp() == 0) pass_words<Scope::kSys, u64>(p, 0x7fffdead7fffdeadull, cta() == 0); break;
     case 9: within_cta(p); break;
+    case 10: if (warp() == 0) pass_words<Scope::kGpu, u32, 4>(p, 0x7fffdeadu, cta() == 0); break;
+    case 11: if (warp() == 0) pass_words<Scope::kSys, u64, 2>(p, 0x7fffdead7fffdeadull, cta() == 0); break;
     default: registers(p); break;
   }
 }
