@@ -35,6 +35,7 @@ COMMANDS = [
     "explain",
     "targets",
     "passes",
+    "opt",
     "ops",
 ]
 

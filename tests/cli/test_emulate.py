@@ -18,7 +18,6 @@ SHORT = ("--checkpoint", CHECKPOINT, "--ids", "5,9", "--max-tokens", 1, "--grid"
 
 RELEASE = """\
         tk::syncwarp();
-        tk::mbar_arrive(c.a_empty(c.a.slot));
         tk::mbar_arrive(c.w_empty(c.w.slot));
 """
 

@@ -404,7 +404,7 @@ def test_output_that_is_no_package_is_left_alone(cli: Any, tmp_path: Path) -> No
         ("TC0703", ["compile", MODEL, "--target", "sm_90a", "--kv", "fp4"], ["`fp4`", "bf16, fp8"]),
         ("TC0706", ["compile", SMALL, "--target", "sm_90a", "--kv", "fp8"], ["kv_format", "--kv bf16"]),
         ("TC0702", ["explain", "TC0320"], ["`TC0320`", "did you mean"]),
-        ("TC0703", ["compile", MODEL, "--target", "sm_90a", "--to", "tile"], ["`tile`", "tiles"]),
+        ("TC0703", ["compile", MODEL, "--target", "sm_90a", "--to", "tils"], ["`tils`", "tiles"]),
         ("TC0703", ["compile", MODEL, "--target", "sm_90a", "--max-context", 0], ["--max-context 0"]),
     ],
 )

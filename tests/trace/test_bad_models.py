@@ -110,14 +110,14 @@ BAD_LINES: list[tuple[str, str, str, str, str]] = [
     (
         "branch on rows",
         "TC0106",
-        "every number of rows from 1 to 8",
+        "every number of rows from 1 to 64",
         DENSE,
         f"        if y.shape[0] > 3:  # BAD\n            y = y * 2.0\n{DENSE}",
     ),
     (
         "fixed rows",
         "TC0106",
-        "every number of rows from 1 to 8",
+        "every number of rows from 1 to 64",
         DENSE,
         f"        y = y.view(7, 32)  # BAD\n{DENSE}",
     ),
