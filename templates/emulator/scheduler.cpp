@@ -148,8 +148,8 @@ void add_to_ready(Warp* warp) { ready_warp(static_cast<WarpState*>(warp)); }
 
 void block(Wait kind, const void* object, uint64_t expected, const tk::Watch* watch, Site site) {
   Thread* t = self();
-  char here;
-  if (&here - t->stack_low < kStackReserve)
+  // Not the address of a local: newer AddressSanitizers keep locals outside of the stack.
+  if (static_cast<const char*>(__builtin_frame_address(0)) - t->stack_low < kStackReserve)
     fatal("TC0917", text("%s used up its emulated stack", who_now().c_str()), site);
   t->wait = kind;
   t->object = object;
