@@ -129,6 +129,21 @@ def mutated_package(package: Path, out: Path, mutations: Sequence[dict[Site, str
     return out
 
 
+def table_rows(program: Program) -> list[int]:
+    """Row of the op table of every row of the program."""
+    body = {name: i for i, name in enumerate(program.body)}
+    found, outside = [], 0
+    for row in program.rows:
+        if row.layer >= 0:
+            found.append(len(program.prologue) + row.layer * len(program.body) + body[row.op])
+        else:
+            late = outside - len(program.prologue)
+            behind = len(program.prologue) + program.layers * len(program.body) + late
+            found.append(outside if late < 0 else behind)
+            outside += 1
+    return found
+
+
 class Bench:
     """A package with `mutations` in its text, one of which (or none) runs.
 
@@ -158,20 +173,6 @@ class Bench:
         names = ("tk_inject", "tk_role", "tk_op", "tk_layer", "tk_cta")
         self.switches = [ctypes.c_int.in_dll(library, name) for name in names]
         self.table: NDArray[np.uint32] = self.session.tables.handle.view(np.uint32).reshape(-1, ROW_WORDS)
-
-    def places(self) -> list[int]:
-        """Row of the op table of every row of the program."""
-        p = self.program
-        body = {name: i for i, name in enumerate(p.body)}
-        found, outside = [], 0
-        for row in p.rows:
-            if row.layer >= 0:
-                found.append(len(p.prologue) + row.layer * len(p.body) + body[row.op])
-            else:
-                late = outside - len(p.prologue)
-                found.append(outside if late < 0 else len(p.prologue) + p.layers * len(p.body) + late)
-                outside += 1
-        return found
 
     @contextmanager
     def mutated(

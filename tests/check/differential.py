@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tests.check.bench import Bench
+from tests.check.bench import Bench, table_rows
 from tests.check.mutants import KINDS, Mutant, ring_mutants, text_mutants, wait_mutants
 from tilecc.check.checker import first_violation
 
@@ -36,7 +36,8 @@ class Verdict:
 def mutants_of(bench: Bench) -> list[Mutant]:
     """All mutants of a program."""
     return [
-        *text_mutants(bench.sync, bench.ids, bench.grid), *wait_mutants(bench.sync, bench.places()),
+        *text_mutants(bench.sync, bench.ids, bench.grid),
+        *wait_mutants(bench.sync, table_rows(bench.program)),
         *ring_mutants(bench.sync),
     ]  # fmt: skip
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.check.bench import table_rows
+from tests.mutations.inject import ROW_WORDS
 from tilecc.check.calls import EXACT, TOUCHES, calls
 from tilecc.check.extents import Launch
 from tilecc.check.lower import lower
@@ -25,7 +27,6 @@ from tilecc.runtime.devices.emulator import EmulatorDevice
 from tilecc.runtime.engine import Engine
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "models" / "mimo_tiny"
-ROW_WORDS = 20  # of one row of the op table, `OpRow` in include/op_common.cuh
 PRIMED = 4  # word of `State` in the same file
 FLAG_POISON = 0x7FA57FA5
 
@@ -40,27 +41,13 @@ class Measured:
     program: Program
     sync: SyncProgram
 
-    def places(self) -> list[int]:
-        """Row of the op table of every row of the program."""
-        p = self.program
-        layer = {name: i for i, name in enumerate(p.body)}
-        found, outside = [], 0
-        for row in p.rows:
-            if row.layer >= 0:
-                found.append(len(p.prologue) + row.layer * len(p.body) + layer[row.op])
-            else:
-                late = outside - len(p.prologue)
-                found.append(outside if late < 0 else len(p.prologue) + p.layers * len(p.body) + late)
-                outside += 1
-        return found
-
     def until(self, count: int, rows: list[tuple[int, int, int]]) -> Counts:
         """Counts per role of a launch whose step is the first `count` rows of the program."""
         device, session = self.engine.device, self.engine.session
         assert isinstance(device, EmulatorDevice)
         table = session.tables.handle.view(np.uint32).reshape(-1, ROW_WORDS)
         before = table.copy()
-        table[self.places()[count:], 0] = 0
+        table[table_rows(self.program)[count:], 0] = 0
         primed(self.engine, self.program)
         device.configure(seed=0)
         try:
